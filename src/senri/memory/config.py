@@ -1,0 +1,148 @@
+"""Every knob of a memory, typed and checked: the nested `memory` section of `SenriConfig` and of the YAML presets."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from senri.errors import SenriError, nearest
+
+Rule = Literal["linear", "delta", "gated_delta"]
+FeatureMapName = Literal["elu_plus_one", "l2", "silu_l2", "dpfp"]
+Normaliser = Literal["denominator", "rmsnorm"]
+Granularity = Literal["segment", "token"]
+Order = Literal["retrieve_then_update", "update_then_retrieve"]
+Scope = Literal["sequence", "batch"]
+Gradient = Literal["full", "segment", "none"]
+Combine = Literal["gate", "add", "alone"]
+Projections = Literal["shared", "own"]
+Calibration = Literal["none", "whiten"]
+
+
+@dataclass
+class MemoryConfig:
+    """What a memory is made of. `None` for a size means "as the base has it".
+
+    Args:
+        type: name in the memory registry (`senri.memory.MEMORIES`).
+        combine: how a layer joins memory and local attention: `gate` (g * memory + (1 - g) * window, per head, one
+            output projection), `add` (a branch with its own projections, added to the residual), `alone`.
+        rule: how a write changes M: `linear`, `delta` or `gated_delta`.
+        feature_map: phi, applied to keys and queries.
+        dpfp_order: number of rolls of the DPFP map (its output is `2 * key_dim * dpfp_order` wide).
+        normaliser: `denominator` divides a read by phi(q) z; `rmsnorm` normalises each head of the read.
+        granularity: `segment` lets a write become visible at the end of its segment, `token` at once.
+        segment_length: tokens between two memory updates.
+        order: `retrieve_then_update` reads before the own write is visible, `update_then_retrieve` after. Both are causal.
+        scope: `sequence` (each row its own state) or `batch` (one state for all rows; updates averaged).
+        gradient: `full` (through all segments), `segment` (the carried state is detached), `none` (writes get none).
+        projections: `shared` reuses the layer's q/k/v, `own` gives the memory its own.
+        num_heads: query heads of the memory; only with `own` projections.
+        num_key_value_heads: key/value heads; only with `own` projections.
+        key_dim: width of a key; only with `own` projections.
+        value_dim: width of a value; only with `own` projections.
+        token_shift: a token's key is made from the token before it ("what came before" -> "this").
+        short_convolution: kernel size of a causal depthwise convolution on queries and keys; 0 for none.
+        learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
+        write_strength: beta, or the start of the learned beta; in (0, 1].
+        decay: alpha of `gated_delta` at the start (learned from the hidden state); in (0, 1).
+        calibration: `whiten` centres and whitens queries and keys per head, set from real text at conversion.
+        gate_init: logit of the gate at the start; strongly negative means closed.
+        eps: smallest denominator; also the epsilon of norms.
+        clean_every: a session cleans its memory (SVD) every so many segments; 0 for never.
+        clean_energy: share of squared singular values that cleaning keeps.
+    """
+
+    type: str = "tensor"
+    combine: Combine = "gate"
+    rule: Rule = "linear"
+    feature_map: FeatureMapName = "elu_plus_one"
+    dpfp_order: int = 3
+    normaliser: Normaliser = "denominator"
+    granularity: Granularity = "segment"
+    segment_length: int = 256
+    order: Order = "retrieve_then_update"
+    scope: Scope = "sequence"
+    gradient: Gradient = "full"
+    projections: Projections = "shared"
+    num_heads: int | None = None
+    num_key_value_heads: int | None = None
+    key_dim: int | None = None
+    value_dim: int | None = None
+    token_shift: bool = False
+    short_convolution: int = 0
+    learned_write_strength: bool = False
+    write_strength: float = 1.0
+    decay: float = 0.99
+    calibration: Calibration = "none"
+    gate_init: float = -4.0
+    eps: float = 1e-6
+    clean_every: int = 0
+    clean_energy: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Check every value and their combinations.
+
+        Raises:
+            SenriError: names the field, the value and what is allowed.
+        """
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        for name in ("dpfp_order", "segment_length", "num_heads", "num_key_value_heads", "key_dim", "value_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SenriError(f"memory.{name} is {value}, but it must be at least 1.")
+        for name in ("short_convolution", "clean_every"):
+            if getattr(self, name) < 0:
+                raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be 0 (off) or more.")
+        for name, low_open in (("write_strength", 0.0), ("decay", 0.0), ("clean_energy", 0.0)):
+            if not low_open < getattr(self, name) <= 1.0:
+                raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be above 0 and at most 1.")
+        if self.learned_write_strength and self.write_strength == 1.0:
+            raise SenriError("memory.write_strength is 1.0, where a learned strength cannot start: take a value below 1.")
+        if self.rule == "gated_delta" and self.decay == 1.0:
+            raise SenriError("memory.decay is 1.0, where a learned decay cannot start: take a value below 1.")
+        if self.eps <= 0:
+            raise SenriError(f"memory.eps is {self.eps}, but it must be above 0.")
+        if self.normaliser == "denominator" and self.feature_map in ("l2", "silu_l2"):
+            raise SenriError(
+                f"memory.normaliser 'denominator' needs features that are never negative ('elu_plus_one' or 'dpfp'), "
+                f"but memory.feature_map is {self.feature_map!r}: take memory.normaliser 'rmsnorm'."
+            )
+        if self.scope == "batch" and self.granularity != "segment":
+            raise SenriError("memory.scope 'batch' shares one state between rows and needs memory.granularity 'segment'.")
+        if self.combine == "add" and self.projections != "own":
+            raise SenriError("memory.combine 'add' keeps the base whole and needs memory.projections 'own'.")
+        sizes = ("num_heads", "num_key_value_heads", "key_dim", "value_dim")
+        given = [name for name in sizes if getattr(self, name) is not None]
+        if self.projections == "shared" and given:
+            raise SenriError(f"memory.{given[0]} is set, but shared projections have the base's sizes: use memory.projections 'own'.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MemoryConfig":
+        """Build from a mapping such as a YAML section.
+
+        Raises:
+            SenriError: an unknown key (with the nearest known one) or a wrong value.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise SenriError(f"unknown key 'memory.{key}': {nearest(key, known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as plain data, ready for JSON or YAML."""
+        return dataclasses.asdict(self)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise SenriError(f"memory.{name} is {value!r}: {nearest(str(value), get_args(hint))}")
+        return
+    allowed = get_args(hint) or (hint,)
+    is_bool_for_number = isinstance(value, bool) and bool not in allowed
+    if is_bool_for_number or not isinstance(value, (*allowed, int) if float in allowed else allowed):
+        wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise SenriError(f"memory.{name} is {value!r} ({type(value).__name__}), but it must be {wanted}.")
