@@ -1,0 +1,5 @@
+"""Pure tensor functions: linear attention, delta rules and sliding-window attention. `naive` is what they mean."""
+
+from senri.ops.backend import delta_rule, gated_delta_rule, linear_attention
+
+__all__ = ["delta_rule", "gated_delta_rule", "linear_attention"]
