@@ -1,5 +1,6 @@
 """Pure tensor functions: linear attention, delta rules and sliding-window attention. `naive` is what they mean."""
 
 from senri.ops.backend import delta_rule, gated_delta_rule, linear_attention
+from senri.ops.sliding_window import sliding_window_attention
 
-__all__ = ["delta_rule", "gated_delta_rule", "linear_attention"]
+__all__ = ["delta_rule", "gated_delta_rule", "linear_attention", "sliding_window_attention"]

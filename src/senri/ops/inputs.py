@@ -45,7 +45,34 @@ def prepare(
     decay: Tensor | None = None,
     erase: Tensor | None = None,
 ) -> Inputs:
-    """Check shapes and cast. A state of `None` is the empty one (zeros).
+    """Check shapes (see `check`) and cast. A state of `None` is the empty one (zeros)."""
+    check(q, k, v, state, beta, decay, erase)
+    batch, heads, _, key_dim = k.shape
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.promote_types(v.dtype, torch.float32))
+    if state is None:
+        state = torch.zeros(batch, heads, key_dim, v.shape[-1], dtype=dtype, device=k.device)
+    return Inputs(
+        q=torch.unflatten(q.to(dtype), 1, (heads, q.shape[1] // heads)),
+        k=k.to(dtype),
+        v=v.to(dtype),
+        state=state.to(dtype),
+        beta=None if beta is None else beta.to(dtype),
+        decay=None if decay is None else decay.to(dtype),
+        erase=None if erase is None else erase.to(dtype),
+        out_dtype=q.dtype,
+    )
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: Tensor | None,
+    beta: Tensor | None,
+    decay: Tensor | None,
+    erase: Tensor | None,
+) -> None:
+    """Check every shape of a recurrence.
 
     Raises:
         SenriError: a shape that does not fit; the sentence names the argument, its shape and the expected one.
@@ -57,22 +84,8 @@ def prepare(
     for name, strength in (("beta", beta), ("decay", decay), ("erase", erase)):
         if strength is not None:
             _check_shape(name, strength, (batch, heads, seq))
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.promote_types(v.dtype, torch.float32))
-    state_shape = (batch, heads, key_dim, v.shape[-1])
-    if state is None:
-        state = torch.zeros(state_shape, dtype=dtype, device=k.device)
-    else:
-        _check_shape("state", state, state_shape)
-    return Inputs(
-        q=torch.unflatten(q.to(dtype), 1, (heads, q.shape[1] // heads)),
-        k=k.to(dtype),
-        v=v.to(dtype),
-        state=state.to(dtype),
-        beta=None if beta is None else beta.to(dtype),
-        decay=None if decay is None else decay.to(dtype),
-        erase=None if erase is None else erase.to(dtype),
-        out_dtype=q.dtype,
-    )
+    if state is not None:
+        _check_shape("state", state, (batch, heads, key_dim, v.shape[-1]))
 
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:

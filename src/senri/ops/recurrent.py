@@ -1,6 +1,8 @@
-"""One token of every memory operation: what decoding runs. Equals one turn of `naive`'s loop; shapes are those of `naive`.
+"""One token of every memory operation: what decoding runs. Equals one turn of `naive`'s loop, shapes too.
 
-    M' = decay M + k (beta v - erase decay M^T k)^T          no key_dim x key_dim matrix is made
+Written so that no key_dim x key_dim matrix is made:
+
+    M' = decay M + k (beta v - erase decay M^T k)^T
 """
 
 from torch import Tensor
