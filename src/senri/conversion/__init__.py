@@ -1,0 +1,1 @@
+"""Conversion: a pretrained checkpoint becomes a Senri model."""

@@ -1,0 +1,57 @@
+"""Preset: which base, which layers get a memory, how far the window reaches and what the memory is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from senri.errors import SenriError
+from senri.memory.config import MemoryConfig
+from senri.settings import load_settings
+
+
+@dataclass
+class Preset:
+    """One way to convert a base, as a YAML file in `config/presets` describes it.
+
+    Args:
+        base: what `resolve_base` takes: a folder, a .gguf file or a hub id. May be left out where a command names it.
+        memory_layers: indices of the layers that get a memory, counted from 0.
+        sliding_window: tokens a sliding layer sees, its own included; None for full attention.
+        default_layer_type: attention of the layers without a memory.
+        memory: what the memory is made of.
+
+    Raises:
+        SenriError: a window, a layer or a combination that cannot be; the sentence names it. Layers beyond the base's
+            last are found at conversion, when the base is known.
+    """
+
+    base: str = ""
+    memory_layers: list[int] = field(default_factory=list)
+    sliding_window: int | None = None
+    default_layer_type: Literal["full_attention", "sliding_attention"] = "full_attention"
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+
+    def __post_init__(self) -> None:
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise SenriError(f"sliding_window is {self.sliding_window}, but it must be at least 1 (or null for none).")
+        if self.sliding_window is None and self.default_layer_type == "sliding_attention":
+            raise SenriError("default_layer_type is 'sliding_attention', but sliding_window is not set: give its size.")
+        for layer in self.memory_layers:
+            if layer < 0:
+                raise SenriError(f"memory_layers has {layer}, but layers are counted from 0.")
+            if self.memory_layers.count(layer) > 1:
+                raise SenriError(f"memory_layers names layer {layer} twice.")
+
+
+def load_preset(preset: Preset | str | Path, overrides: Sequence[str] = ()) -> Preset:
+    """Return a preset by name or path with `dotted.key=value` words applied; a `Preset` passes through unchanged.
+
+    Raises:
+        SenriError: an unknown name or key (with the nearest), a wrong value, or overrides of a ready-made `Preset`.
+    """
+    if isinstance(preset, Preset):
+        if overrides:
+            raise SenriError(f"override {overrides[0]!r} needs a preset's name or file, not a Preset object.")
+        return preset
+    return load_settings(Preset, preset, overrides)
