@@ -1,7 +1,7 @@
 """Settings: a YAML file and `dotted.key=value` words become a typed, checked dataclass; also finds `config/`.
 
-Hyperparameters live in `config/` alone. A command describes its settings as a plain dataclass and calls `load_settings`;
-whatever is wrong in the file or in an override is one `SenriError` sentence.
+Hyperparameters live in `config/` alone. A command describes its settings as a plain dataclass and calls
+`load_settings`; whatever is wrong in the file or in an override is one `SenriError` sentence.
 """
 
 import copy
@@ -83,7 +83,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     `memory.rule=delta` sets `rule` of the section `memory`, which is made when it is not there.
 
     Raises:
-        SenriError: a word has no `=`, an empty key, a value that is not YAML, or goes into something that is no section.
+        SenriError: a word has no `=`, an empty key, a value that is not YAML, or goes into
+            something that is no section.
     """
     result = copy.deepcopy(dict(values))
     for word in overrides:
@@ -129,7 +130,8 @@ def load_settings(cls: type[T], name_or_path: str | Path, overrides: Sequence[st
     """Read settings by name (a preset, or a file of `config/` such as `read`) or by path, and apply overrides.
 
     Raises:
-        SenriError: no such name (with the nearest) or file, or anything that `load_yaml`, `apply_overrides` or `build` refuse.
+        SenriError: no such name (with the nearest) or file, or anything that `load_yaml`, `apply_overrides` or
+            `build` refuse.
     """
     path = find(name_or_path)
     source = str(path) if not overrides else f"{path} with {' '.join(overrides)}"
@@ -205,7 +207,9 @@ def _sentence(cls: type, values: Mapping[str, Any], error: ValidationError) -> s
 
 
 def _expected(problem: ErrorDetails) -> str:
-    return re.sub(r"^(Input should be|Value error,|Assertion failed,) ", "", problem["msg"])
+    """Return pydantic's words for what should be there, with YAML's names for JSON's kinds."""
+    words = re.sub(r"^(Input should be|Value error,|Assertion failed,) ", "", problem["msg"])
+    return {"a valid array": "a list", "an object": "a section of names and values"}.get(words, words)
 
 
 def _key_parts(cls: type, problem: ErrorDetails) -> list[int | str]:
@@ -223,7 +227,7 @@ def _key_parts(cls: type, problem: ErrorDetails) -> list[int | str]:
 
 
 def _is_leaf(cls: type, parts: list[int | str]) -> bool:
-    """Tell whether the field at `parts` holds single values, so that a further word in a place can only be a union's tag."""
+    """Tell whether the field at `parts` is no mapping, so that a further word in a place can only be a union's tag."""
     hint = _hint_at(cls, parts)
     return not any(getattr(kind, "__origin__", kind) in (dict, Mapping) for kind in (hint, *get_args(hint)))
 
@@ -242,4 +246,5 @@ def _class_at(cls: type, parts: Sequence[int | str]) -> type | None:
 
 def _dataclass_in(hint: Any) -> type | None:
     """Return the dataclass that a hint such as `Part | None` or `list[Part]` speaks of."""
-    return next((kind for kind in (hint, *get_args(hint)) if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
+    kinds = (hint, *get_args(hint))
+    return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
