@@ -73,7 +73,7 @@ def sliding_window_attention(
             out = attend(q_block, k_block, v_block, mask)
         else:
             end = keys - queries + number * block + length
-            mask = mask & key_mask[:, None, None, end - seen : end]
+            mask = mask & key_mask[:, end - seen : end][:, None, None]
             # Softmax over nothing is not a number: a blind query looks at everything and its output is thrown away.
             blind = ~mask.any(dim=-1, keepdim=True)
             out = attend(q_block, k_block, v_block, mask | blind)
