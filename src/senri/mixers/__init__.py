@@ -1,0 +1,21 @@
+"""Mixers: the part of a block that moves information between tokens. One a file; `build_mixer` picks by layer type."""
+
+from typing import Any
+
+from senri.mixers.added_memory import AddedMemory
+from senri.mixers.memory_alone import MemoryAlone
+from senri.mixers.softmax import SenriMixer, SoftmaxAttention
+from senri.mixers.window_memory import MemoryGate, WindowMemory
+
+__all__ = ["AddedMemory", "MemoryAlone", "MemoryGate", "SenriMixer", "SoftmaxAttention", "WindowMemory", "build_mixer"]
+
+
+def build_mixer(config: Any, layer_idx: int) -> SenriMixer:
+    """Return the mixer of one layer of a `SenriConfig`."""
+    layer_type = config.layer_types[layer_idx]
+    if layer_type == "linear_attention":
+        return MemoryAlone(config, layer_idx)
+    if layer_type in ("hybrid", "hybrid_sliding"):
+        kind = WindowMemory if config.memory_config.combine == "gate" else AddedMemory
+        return kind(config, layer_idx)
+    return SoftmaxAttention(config, layer_idx, sliding=layer_type == "sliding_attention")

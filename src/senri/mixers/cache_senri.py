@@ -1,0 +1,318 @@
+"""Where a memory's state lives: layers of transformers' cache that carry it beside (or instead of) keys and values.
+
+`config.layer_types` uses names that transformers knows (`linear_attention`, `hybrid`, `hybrid_sliding`), so every route
+to a cache (`generate`, `DynamicCache(config=...)`, `StaticCache(config=...)`, a bare `DynamicCache()`) builds stock
+layers; `adopt_cache` swaps those of memory layers for the classes here. Unlike the stock linear layers these follow
+beam reordering, batch repetition and selection, reset, and an exact `crop`.
+"""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+from transformers.utils import is_torchdynamo_compiling
+
+from senri.memory.base import LayerState
+from senri.memory.branch import MemoryBranch
+
+MEMORY_LAYER_TYPES = ("linear_attention", "hybrid", "hybrid_sliding")
+
+
+@dataclass
+class RecordedWrite:
+    """One write, kept while recording so that it can be undone: the state before it and what was written."""
+
+    before: LayerState
+    hidden_states: Tensor
+    shared: tuple[Tensor, ...] | None
+    mask: Tensor | None
+
+    @property
+    def length(self) -> int:
+        """Tokens in this write."""
+        return self.hidden_states.shape[1]
+
+    def first(self, tokens: int) -> "RecordedWrite":
+        """Return the write of only the first `tokens` tokens."""
+        shared = None if self.shared is None else tuple(part[:, :, :tokens] for part in self.shared)
+        mask = None if self.mask is None else self.mask[:, :tokens]
+        return RecordedWrite(self.before, self.hidden_states[:, :tokens], shared, mask)
+
+    def select_rows(self, indices: Tensor, state_has_rows: bool) -> "RecordedWrite":
+        """Return the write for the given rows of the batch."""
+        shared = None if self.shared is None else tuple(part[indices] for part in self.shared)
+        mask = None if self.mask is None else self.mask[indices]
+        before = _select(self.before, indices) if state_has_rows else self.before
+        return RecordedWrite(before, self.hidden_states[indices], shared, mask)
+
+
+class SenriMemoryLayer(LinearAttentionLayer):
+    """Cache layer of a memory alone: a state and no keys or values."""
+
+    is_static = False
+
+    def __init__(self, branch: MemoryBranch, **kwargs: Any) -> None:
+        LinearAttentionLayer.__init__(self)
+        if not hasattr(self, "keys"):
+            # transformers gathers `keys` and `values` of every layer, this one has none.
+            self.keys = self.values = None
+        # Weak, so that copying a cache does not copy the model's weights.
+        self.branch = weakref.ref(branch)
+        self.state_has_rows = branch.memory.config.scope == "sequence"
+        self.memory_state: LayerState | None = None
+        self.recorded: list[RecordedWrite] = []
+
+    @property
+    def is_croppable(self) -> bool:
+        """A memory can be put back exactly: its writes are recorded and replayed."""
+        return True
+
+    def memory_before(self, batch_size: int, device: torch.device) -> LayerState:
+        """Return the state to read from; the empty one before anything was written."""
+        if self.memory_state is None:
+            self.memory_state = self._branch().init_state(batch_size, device)
+            if self.is_static and not is_torchdynamo_compiling():
+                for tensor in self.memory_state.values():
+                    torch._dynamo.mark_static_address(tensor)  # type: ignore[no-untyped-call]
+        return self.memory_state
+
+    def store_memory(self, state: LayerState, write: RecordedWrite) -> None:
+        """Keep the state after a write; while recording, also what is needed to undo it."""
+        self.has_previous_state[0] = True
+        if self.record_past:
+            self.recorded.append(write)
+        if self.is_static and not self.record_past and self.memory_state is not None:
+            # A compiled graph holds the addresses of these tensors.
+            for name, tensor in state.items():
+                self.memory_state[name].copy_(tensor)
+        else:
+            self.memory_state = state
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Undo the last `-tokens_to_remove` tokens exactly.
+
+        Raises:
+            RuntimeError: recording was not activated, or it does not reach back so far.
+        """
+        if tokens_to_remove > 0:
+            raise RuntimeError("a memory can only be cropped by a negative number: how many tokens to remove")
+        if not self.record_past:
+            raise RuntimeError(
+                "`crop` was called, but this memory layer does not record its past. Call `activate_past_recording` "
+                "before the forward pass that is to be undone."
+            )
+        remaining = -tokens_to_remove
+        if remaining > sum(write.length for write in self.recorded):
+            raise RuntimeError(
+                f"cannot remove {remaining} tokens from a memory: fewer were written since recording began"
+            )
+        while remaining > 0:
+            write = self.recorded.pop()
+            self.memory_state = write.before
+            if write.length > remaining:
+                kept = write.first(write.length - remaining)
+                self.memory_state = self._branch().write(kept.hidden_states, kept.before, kept.shared, kept.mask)
+                self.recorded.append(kept)
+            remaining -= min(remaining, write.length)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.recorded = []
+        if self.is_static and self.memory_state is not None:
+            sample = next(iter(self.memory_state.values()))
+            for name, tensor in self._branch().init_state(sample.shape[0], sample.device).items():
+                self.memory_state[name].copy_(tensor)
+        else:
+            self.memory_state = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow beam search."""
+        self._select_memory_rows(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row of the batch."""
+        rows = self._batch_size()
+        if rows:
+            self._select_memory_rows(torch.arange(rows).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only some rows of the batch."""
+        self._select_memory_rows(indices)
+
+    def detach_(self) -> None:
+        """Cut the graph here: truncated back-propagation through time."""
+        if self.memory_state is not None:
+            self.memory_state = {name: tensor.detach() for name, tensor in self.memory_state.items()}
+
+    def _branch(self) -> MemoryBranch:
+        branch = self.branch()
+        if branch is None:
+            raise RuntimeError("the model that this cache belongs to no longer exists")
+        return branch
+
+    def _batch_size(self) -> int:
+        if self.memory_state is None:
+            return 0
+        return next(iter(self.memory_state.values())).shape[0]
+
+    def _select_memory_rows(self, indices: Tensor) -> None:
+        if self.memory_state is not None and self.state_has_rows:
+            self.memory_state = _select(self.memory_state, indices)
+        self.recorded = [write.select_rows(indices, self.state_has_rows) for write in self.recorded]
+
+
+class _MemoryAndKeysLayer(SenriMemoryLayer):
+    """Common to the layers with a memory and keys and values; `keys_class` is transformers' layer for the latter."""
+
+    keys_class: type[Any]
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        self.keys_class.lazy_initialization(self, *args, **kwargs)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        SenriMemoryLayer.crop(self, tokens_to_remove)
+        self.keys_class.crop(self, tokens_to_remove)
+
+    def reset(self) -> None:
+        SenriMemoryLayer.reset(self)
+        self.keys_class.reset(self)
+
+    def offload(self) -> None:
+        self.keys_class.offload(self)
+
+    def prefetch(self) -> None:
+        self.keys_class.prefetch(self)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        SenriMemoryLayer.reorder_cache(self, beam_idx)
+        self.keys_class.reorder_cache(self, beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        SenriMemoryLayer.batch_repeat_interleave(self, repeats)
+        self.keys_class.batch_repeat_interleave(self, repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        SenriMemoryLayer.batch_select_indices(self, indices)
+        self.keys_class.batch_select_indices(self, indices)
+
+    def activate_past_recording(self) -> None:
+        self.record_past = True
+
+    def get_max_length(self) -> int:
+        return int(self.keys_class.get_max_length(self))
+
+
+class SenriMemoryFullLayer(_MemoryAndKeysLayer, DynamicLayer):
+    """A memory beside full attention."""
+
+    is_compileable = False
+    keys_class = DynamicLayer
+
+    def __init__(self, branch: MemoryBranch, **kwargs: Any) -> None:
+        DynamicLayer.__init__(self)
+        SenriMemoryLayer.__init__(self, branch)
+
+
+class SenriMemorySlidingLayer(_MemoryAndKeysLayer, DynamicSlidingWindowLayer):
+    """A memory beside a sliding window."""
+
+    is_compileable = False
+    keys_class = DynamicSlidingWindowLayer
+
+    def __init__(self, branch: MemoryBranch, sliding_window: int, **kwargs: Any) -> None:
+        DynamicSlidingWindowLayer.__init__(self, sliding_window=sliding_window)
+        SenriMemoryLayer.__init__(self, branch)
+
+
+class SenriMemoryStaticLayer(SenriMemoryLayer):
+    """A memory alone whose tensors keep their addresses, for compiled generation."""
+
+    is_static = True
+
+
+class SenriMemoryStaticFullLayer(_MemoryAndKeysLayer, StaticLayer):
+    """A memory beside full attention, preallocated."""
+
+    is_static = True
+    is_compileable = True
+    keys_class = StaticLayer
+
+    def __init__(self, branch: MemoryBranch, max_cache_len: int, **kwargs: Any) -> None:
+        StaticLayer.__init__(self, max_cache_len=max_cache_len)
+        SenriMemoryLayer.__init__(self, branch)
+
+
+class SenriMemoryStaticSlidingLayer(_MemoryAndKeysLayer, StaticSlidingWindowLayer):
+    """A memory beside a sliding window, preallocated."""
+
+    is_static = True
+    is_compileable = True
+    keys_class = StaticSlidingWindowLayer
+
+    def __init__(self, branch: MemoryBranch, max_cache_len: int, sliding_window: int, **kwargs: Any) -> None:
+        StaticSlidingWindowLayer.__init__(self, max_cache_len=max_cache_len, sliding_window=sliding_window)
+        SenriMemoryLayer.__init__(self, branch)
+
+
+def adopt_cache(cache: Cache | None, config: Any, branches: Mapping[int, MemoryBranch]) -> Cache | None:
+    """Give the memory layers of a transformers cache Senri's classes. Idempotent.
+
+    Args:
+        cache: any transformers cache; None stays None.
+        config: the model's `SenriConfig`.
+        branches: the memory of each memory layer, by layer index.
+
+    Raises:
+        ValueError: the cache was built without the model's config, or already holds keys of another kind.
+    """
+    if cache is None:
+        return None
+    if cache.layer_class_to_replicate is not None and not cache.layers:
+        cache.layers = DynamicCache(config=config).layers
+        cache.layer_class_to_replicate = None
+    for index, branch in branches.items():
+        old = cache.layers[index]
+        if isinstance(old, SenriMemoryLayer):
+            continue
+        if not isinstance(old, LinearAttentionCacheLayerMixin):
+            raise ValueError(
+                f"cache layer {index} is a {type(old).__name__}, but that layer of the model has a memory: "
+                "build the cache with `config=model.config`."
+            )
+        cache.layers[index] = _senri_layer(old, branch)
+    return cache
+
+
+def _senri_layer(old: Any, branch: MemoryBranch) -> SenriMemoryLayer:
+    new: SenriMemoryLayer
+    if isinstance(old, StaticSlidingWindowLayer):
+        # The stock layer already cut its length to the window, so it serves as both.
+        new = SenriMemoryStaticSlidingLayer(branch, max_cache_len=old.max_cache_len, sliding_window=old.max_cache_len)
+    elif isinstance(old, StaticLayer):
+        new = SenriMemoryStaticFullLayer(branch, max_cache_len=old.max_cache_len)
+    elif isinstance(old, DynamicSlidingWindowLayer):
+        new = SenriMemorySlidingLayer(branch, sliding_window=old.sliding_window)
+    elif isinstance(old, DynamicLayer):
+        new = SenriMemoryFullLayer(branch)
+    else:
+        new = SenriMemoryStaticLayer(branch)
+    new.record_past = old.record_past
+    return new
+
+
+def _select(state: LayerState, indices: Tensor) -> LayerState:
+    return {name: tensor.index_select(0, indices.to(tensor.device)) for name, tensor in state.items()}

@@ -1,0 +1,61 @@
+"""Runs a memory in a forward pass: takes its state from the cache, puts the new one back, keeps packing apart."""
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from senri.memory.branch import MemoryBranch
+from senri.mixers.cache_senri import RecordedWrite, SenriMemoryLayer
+from senri.mixers.context import MixerMasks, PackedRows
+from senri.mixers.softmax import QKV
+
+
+def recall(
+    branch: MemoryBranch,
+    hidden_states: Tensor,
+    shared: QKV | None,
+    masks: MixerMasks,
+    past_key_values: Cache | None,
+    layer_idx: int,
+) -> Tensor:
+    """Read from and write to a layer's memory for one run of tokens.
+
+    Without a cache the state starts empty: in training each sample begins with nothing.
+
+    Args:
+        branch: the layer's memory.
+        hidden_states: `[batch, seq, hidden]`, the mixer's input.
+        shared: the layer's own q, k, v before positions, or None when the branch projects for itself.
+        masks: padding and packing of this pass.
+        past_key_values: the cache, adopted by `adopt_cache`.
+        layer_idx: index of the layer.
+
+    Returns:
+        `[batch, seq, heads, value_dim]`.
+    """
+    if masks.sequence_ids is not None:
+        return _recall_packed(branch, hidden_states, shared, masks.sequence_ids)
+    batch = hidden_states.shape[0]
+    if past_key_values is None:
+        state = branch.init_state(batch, hidden_states.device)
+        out, _ = branch(hidden_states, state, shared=shared, mask=masks.tokens)
+        return out.transpose(1, 2)
+    layer = past_key_values.layers[layer_idx]
+    assert isinstance(layer, SenriMemoryLayer)
+    before = layer.memory_before(batch, hidden_states.device)
+    out, state = branch(hidden_states, before, shared=shared, mask=masks.tokens)
+    written = shared
+    if shared is not None and not branch.config.short_convolution:
+        written = shared[1:]  # a convolution's past holds queries too; otherwise they leave no trace
+    layer.store_memory(state, RecordedWrite(before, hidden_states, written, masks.tokens))
+    return out.transpose(1, 2)
+
+
+def _recall_packed(branch: MemoryBranch, hidden_states: Tensor, shared: QKV | None, sequence_ids: Tensor) -> Tensor:
+    rows = PackedRows.from_sequence_ids(sequence_ids)
+    state = branch.init_state(rows.shape[0], hidden_states.device)
+    unpacked = None
+    if shared is not None:
+        q, k, v = (rows.unpack(part.transpose(1, 2)).transpose(1, 2) for part in shared)
+        unpacked = (q, k, v)
+    out, _ = branch(rows.unpack(hidden_states), state, shared=unpacked, mask=rows.mask)
+    return rows.pack(out.transpose(1, 2), like=hidden_states)

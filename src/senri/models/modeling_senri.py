@@ -1,0 +1,289 @@
+"""SenriForCausalLM: one decoder for both families, whose layers mix tokens by attention, by memory, or by both.
+
+A block is family x mixer. Norms, rotary embedding, MLPs, masks and attention backends are transformers' own; parameter
+names are Llama's, so a Llama or Qwen2 checkpoint loads with only the memories missing. State lives in the cache
+(`senri.mixers.cache_senri`), never on modules.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from senri.memory import Memory, MemoryInputs
+from senri.memory.branch import MemoryBranch
+from senri.memory.short_convolution import ShortConvolution
+from senri.mixers import AddedMemory, MemoryGate, SenriMixer, SoftmaxAttention, build_mixer
+from senri.mixers.cache_senri import adopt_cache
+from senri.mixers.context import MixerMasks
+from senri.models.configuration_senri import SenriConfig
+from senri.models.masks import as_mixer_masks, create_senri_masks
+from senri.models.rotary import SenriRotaryEmbedding
+from senri.models.sessions import SessionMixin
+
+SELF_INITIALISING = (Memory, MemoryInputs, ShortConvolution, MemoryGate)
+"""Modules that set their own parameters at the start."""
+
+
+def build_norm(config: SenriConfig) -> nn.Module:
+    """Return the family's norm over the hidden size."""
+    if config.family == "gpt_neox":
+        return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class SenriDecoderLayer(GradientCheckpointingLayer):
+    """A block: norm, mixer, norm, MLP; one after the other, or side by side (GPT-NeoX's parallel residual)."""
+
+    def __init__(self, config: SenriConfig, layer_idx: int) -> None:
+        super().__init__()
+        is_neox = config.family == "gpt_neox"
+        self.parallel_residual = is_neox and config.use_parallel_residual
+        self.self_attn = build_mixer(config, layer_idx)
+        self.mlp = GPTNeoXMLP(config) if is_neox else LlamaMLP(config)
+        self.input_layernorm = build_norm(config)
+        self.post_attention_layernorm = build_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        masks: MixerMasks,
+        position_embeddings: tuple[Tensor, Tensor],
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the new hidden states `[batch, seq, hidden]`."""
+        mixed, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            masks=masks,
+            position_embeddings=position_embeddings,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        mixed = self.dropout(mixed)
+        if self.parallel_residual:
+            return self.dropout(self.mlp(self.post_attention_layernorm(hidden_states))) + mixed + hidden_states
+        hidden_states = hidden_states + mixed
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+
+class SenriPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation common to all Senri models."""
+
+    config_class = SenriConfig
+    config: SenriConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["SenriDecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # A memory can be cropped exactly (its writes are replayed), so assisted decoding may roll it back.
+    _is_stateful = False
+    _supports_context_parallel = False
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": SenriDecoderLayer,
+        "attentions": SoftmaxAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SELF_INITIALISING):
+            # What came from a checkpoint stays; children were initialised before their parent.
+            loaded = [p for p in module.parameters() if getattr(p, "_is_hf_initialized", False)]
+            values = [p.clone() for p in loaded]
+            module.reset_parameters()
+            for parameter, value in zip(loaded, values, strict=True):
+                parameter.copy_(value)
+        elif isinstance(module, AddedMemory):
+            init.zeros_(module.memory_o_proj.weight)
+
+
+class SenriModel(SenriPreTrainedModel):
+    """The decoder without a head."""
+
+    def __init__(self, config: SenriConfig) -> None:
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.embedding_dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList([SenriDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = build_norm(config)
+        self.rotary_emb = SenriRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def memory_branches(self) -> dict[int, MemoryBranch]:
+        """Return the memory of each layer that has one, by layer index."""
+        mixers = {i: layer.self_attn for i, layer in enumerate(self.layers)}
+        return {i: mixer.memory for i, mixer in mixers.items() if hasattr(mixer, "memory")}
+
+    def adopt(self, cache: Cache | None) -> Cache | None:
+        """Give a transformers cache Senri's layers where this model has memories."""
+        return adopt_cache(cache, self.config, self.memory_branches())
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder; arguments and outputs as in transformers' decoders.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past_key_values = self.adopt(past_key_values)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            masks = create_senri_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        hidden_states = self.embedding_dropout(inputs_embeds)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                masks=as_mixer_masks(masks),
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
+    """The decoder with a language-model head, generation, and sessions."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan: ClassVar[dict[str, str]] = {"lm_head": "keep_full_weight"}
+    create_masks_for_generate = staticmethod(create_senri_masks)
+
+    def __init__(self, config: SenriConfig) -> None:
+        super().__init__(config)
+        self.model = SenriModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        update_memory: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the model; as in transformers' causal language models, and in addition:
+
+        Args:
+            input_ids: `[batch, seq]`.
+            attention_mask: `[batch, tokens seen + seq]`.
+            position_ids: `[batch, seq]`.
+            past_key_values: a cache; without one each call starts afresh, unless a session is open.
+            inputs_embeds: `[batch, seq, hidden]` instead of `input_ids`.
+            labels: `[batch, seq]`, shifted by the loss itself; -100 is ignored.
+            use_cache: return the cache.
+            logits_to_keep: how many last positions, or which positions, get logits; 0 for all.
+            update_memory: go on with the model's session (opening one if there is none) and keep what this call writes.
+            **kwargs: passed on to the layers and the loss.
+        """
+        if past_key_values is None:
+            past_key_values = self._session_cache(input_ids if inputs_embeds is None else inputs_embeds, update_memory)
+            use_cache = True if past_key_values is not None else use_cache
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        self.model.adopt(model_kwargs.get("past_key_values"))
+
+    @contextmanager
+    def memory_disabled(self) -> Iterator[None]:
+        """Switch every memory off: window alone (gate), the base (add), or that attention removed (alone)."""
+        mixers = [module for module in self.modules() if isinstance(module, SenriMixer) and hasattr(module, "memory")]
+        before = [mixer.memory_enabled for mixer in mixers]
+        for mixer in mixers:
+            mixer.memory_enabled = False
+        try:
+            yield
+        finally:
+            for mixer, enabled in zip(mixers, before, strict=True):
+                mixer.memory_enabled = enabled
+
+
+class SenriForSequenceClassification(GenericForSequenceClassification, SenriPreTrainedModel):
+    """The decoder with a head for whole sequences."""
+
+
+class SenriForTokenClassification(GenericForTokenClassification, SenriPreTrainedModel):
+    """The decoder with a head for tokens."""
+
+
+class SenriForQuestionAnswering(GenericForQuestionAnswering, SenriPreTrainedModel):
+    """The decoder with a head for answer spans."""

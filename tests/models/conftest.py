@@ -1,0 +1,107 @@
+"""Tiny models of every family and mixer, with weights large enough that a wrong state shows in the logits."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from senri.models import SenriConfig, SenriForCausalLM
+
+LINEAR_SEGMENTS = {"rule": "linear", "segment_length": 4, "gate_init": 0.0}
+DELTA_TOKENS = {
+    "combine": "add",
+    "projections": "own",
+    "num_heads": 2,
+    "num_key_value_heads": 2,
+    "key_dim": 8,
+    "value_dim": 12,
+    "rule": "delta",
+    "feature_map": "l2",
+    "normaliser": "rmsnorm",
+    "granularity": "token",
+    "token_shift": True,
+    "short_convolution": 3,
+    "learned_write_strength": True,
+    "write_strength": 0.4,
+}
+MIXERS = {
+    "full": {"memory_layers": []},
+    "sliding": {"memory_layers": [], "sliding_window": 6, "default_layer_type": "sliding_attention"},
+    "alone": {"memory_layers": [1], "memory": {**LINEAR_SEGMENTS, "combine": "alone"}},
+    "alone_first": {"memory_layers": [0], "memory": {**LINEAR_SEGMENTS, "combine": "alone", "rule": "delta"}},
+    "gate": {
+        "memory_layers": [1],
+        "sliding_window": 6,
+        "default_layer_type": "sliding_attention",
+        "memory": {**LINEAR_SEGMENTS, "calibration": "whiten"},
+    },
+    "gate_full": {"memory_layers": [1], "memory": {**LINEAR_SEGMENTS, "rule": "delta"}},
+    "add": {
+        "memory_layers": [1],
+        "sliding_window": 6,
+        "default_layer_type": "sliding_attention",
+        "memory": DELTA_TOKENS,
+    },
+    "gated_delta": {
+        "memory_layers": [0, 1],
+        "sliding_window": 6,
+        "default_layer_type": "sliding_attention",
+        "memory": {
+            **LINEAR_SEGMENTS,
+            "rule": "gated_delta",
+            "feature_map": "dpfp",
+            "normaliser": "rmsnorm",
+            "decay": 0.9,
+            "order": "update_then_retrieve",
+        },
+    },
+}
+WITH_MEMORY = [name for name, options in MIXERS.items() if options["memory_layers"]]
+FAMILIES = ["llama", "qwen2", "gpt_neox"]
+
+
+def tiny_model(mixer: str, family: str = "llama", seed: int = 0, **options: object) -> SenriForCausalLM:
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = SenriConfig(
+        base_model_type=family,
+        vocab_size=101,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4 if family == "gpt_neox" else 2,
+        hidden_act="gelu" if family == "gpt_neox" else "silu",
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        rope_parameters={**rope, "partial_rotary_factor": 0.5} if family == "gpt_neox" else rope,
+        qkv_bias=family != "llama",
+        o_bias=family == "gpt_neox",
+        **{**MIXERS[mixer], **options},
+    )
+    torch.manual_seed(seed)
+    model = SenriForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "memory_o_proj" in name:  # a fresh branch adds nothing; here it must
+                parameter.normal_(std=0.2)
+    return model
+
+
+@pytest.fixture
+def build() -> Callable[..., SenriForCausalLM]:
+    return tiny_model
+
+
+@pytest.fixture(params=list(MIXERS))
+def model(request: pytest.FixtureRequest) -> SenriForCausalLM:
+    return tiny_model(request.param)
+
+
+@pytest.fixture(params=WITH_MEMORY)
+def memory_model(request: pytest.FixtureRequest) -> SenriForCausalLM:
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(0, 101, (2, 29), generator=torch.Generator().manual_seed(1))
