@@ -32,7 +32,7 @@ class MemoryConfig:
         normaliser: `denominator` divides a read by phi(q) z; `rmsnorm` normalises each head of the read.
         granularity: `segment` lets a write become visible at the end of its segment, `token` at once.
         segment_length: tokens between two memory updates.
-        order: `retrieve_then_update` reads before the own write is visible, `update_then_retrieve` after. Both are causal.
+        order: `retrieve_then_update` reads before the own write is visible, `update_then_retrieve` after; both causal.
         scope: `sequence` (each row its own state) or `batch` (one state for all rows; updates averaged).
         gradient: `full` (through all segments), `segment` (the carried state is detached), `none` (writes get none).
         projections: `shared` reuses the layer's q/k/v, `own` gives the memory its own.
@@ -95,11 +95,15 @@ class MemoryConfig:
         for name in ("short_convolution", "clean_every"):
             if getattr(self, name) < 0:
                 raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be 0 (off) or more.")
-        for name, low_open in (("write_strength", 0.0), ("decay", 0.0), ("clean_energy", 0.0)):
-            if not low_open < getattr(self, name) <= 1.0:
+        if self.short_convolution == 1:
+            raise SenriError("memory.short_convolution is 1, but it must be 0 (off) or a kernel of at least 2.")
+        for name in ("write_strength", "decay", "clean_energy"):
+            if not 0.0 < getattr(self, name) <= 1.0:
                 raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be above 0 and at most 1.")
         if self.learned_write_strength and self.write_strength == 1.0:
-            raise SenriError("memory.write_strength is 1.0, where a learned strength cannot start: take a value below 1.")
+            raise SenriError(
+                "memory.write_strength is 1.0, where a learned strength cannot start: take a value below 1."
+            )
         if self.rule == "gated_delta" and self.decay == 1.0:
             raise SenriError("memory.decay is 1.0, where a learned decay cannot start: take a value below 1.")
         if self.eps <= 0:
@@ -110,13 +114,17 @@ class MemoryConfig:
                 f"but memory.feature_map is {self.feature_map!r}: take memory.normaliser 'rmsnorm'."
             )
         if self.scope == "batch" and self.granularity != "segment":
-            raise SenriError("memory.scope 'batch' shares one state between rows and needs memory.granularity 'segment'.")
+            raise SenriError(
+                "memory.scope 'batch' shares one state between rows and needs memory.granularity 'segment'."
+            )
         if self.combine == "add" and self.projections != "own":
             raise SenriError("memory.combine 'add' keeps the base whole and needs memory.projections 'own'.")
         sizes = ("num_heads", "num_key_value_heads", "key_dim", "value_dim")
         given = [name for name in sizes if getattr(self, name) is not None]
         if self.projections == "shared" and given:
-            raise SenriError(f"memory.{given[0]} is set, but shared projections have the base's sizes: use memory.projections 'own'.")
+            raise SenriError(
+                f"memory.{given[0]} is set, but shared projections have the base's sizes: use memory.projections 'own'."
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MemoryConfig":

@@ -1,0 +1,24 @@
+"""Fixed-size memories: the interface, TensorMemory, the branch that mixers use, and the memory of a whole model."""
+
+from senri.memory.base import LayerState, Memory, state_bytes
+from senri.memory.branch import MemoryBranch
+from senri.memory.cleaning import SVDCleaningStats, clean_matrix
+from senri.memory.config import MemoryConfig
+from senri.memory.inputs import MemoryInputs, MemoryTokens
+from senri.memory.registry import MEMORIES, build_memory
+from senri.memory.tensor import TensorMemory
+
+__all__ = [
+    "MEMORIES",
+    "LayerState",
+    "Memory",
+    "MemoryBranch",
+    "MemoryConfig",
+    "MemoryInputs",
+    "MemoryTokens",
+    "SVDCleaningStats",
+    "TensorMemory",
+    "build_memory",
+    "clean_matrix",
+    "state_bytes",
+]

@@ -1,0 +1,227 @@
+"""MemoryInputs: from a layer's hidden states to what a memory takes (queries, keys, values, write strength, decay)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from senri.errors import SenriError
+from senri.memory.base import LayerState
+from senri.memory.calibration import whitening_matrix
+from senri.memory.config import MemoryConfig
+from senri.memory.short_convolution import ShortConvolution, shift_tokens
+
+_VALUE_SCALE = 0.5
+"""Standard deviation of the values' entries at the start, given whitened hidden states."""
+
+
+@dataclass(frozen=True)
+class MemoryTokens:
+    """What `Memory.scan` takes: q, k, v `[batch, heads, seq, dim]`, beta and decay `[batch, heads, seq]`.
+
+    q is None where only a write was asked for; None for beta and decay leaves them to the memory's configuration.
+    """
+
+    q: Tensor | None
+    k: Tensor
+    v: Tensor
+    beta: Tensor | None
+    decay: Tensor | None
+
+
+class MemoryInputs(nn.Module):
+    """Projections, token shift or short convolution, and learned strengths of one layer's memory.
+
+    With `shared` projections q, k and v come from the layer (before rotary positions). With `token_shift` a key is made
+    of the token before ("what came before" -> "this"); a row's first token has none before it and writes nothing.
+
+    State, by name: `conv_q` and `conv_k` `[batch, past, channels]`, the last inputs of the convolutions or the shift;
+    `started` `[batch]`, bool, with token shift: whether the row has read a token.
+    """
+
+    def __init__(
+        self,
+        config: MemoryConfig,
+        hidden_size: int,
+        num_heads: int,
+        num_key_value_heads: int,
+        key_dim: int,
+        value_dim: int,
+    ) -> None:
+        """Build the inputs for the given (already resolved) sizes."""
+        super().__init__()
+        self.config, self.hidden_size = config, hidden_size
+        self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
+        self.key_dim, self.value_dim = key_dim, value_dim
+        if config.projections == "own":
+            self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
+            self.k_proj = nn.Linear(hidden_size, num_key_value_heads * key_dim)
+            self.v_proj = nn.Linear(hidden_size, num_key_value_heads * value_dim, bias=False)
+        if config.learned_write_strength:
+            self.beta_proj = nn.Linear(hidden_size, num_key_value_heads)
+        if config.rule == "gated_delta":
+            self.decay_proj = nn.Linear(hidden_size, num_key_value_heads)
+        if config.short_convolution:
+            kernel, delay = config.short_convolution, int(config.token_shift)
+            self.conv_q = ShortConvolution(num_heads * key_dim, kernel)
+            self.conv_k = ShortConvolution(num_key_value_heads * key_dim, kernel, delay)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set every parameter to its start: constant strengths, pure delays, projections as `nn.Linear`."""
+        if self.config.projections == "own":
+            for projection in (self.q_proj, self.k_proj, self.v_proj):
+                projection.reset_parameters()
+        if self.config.learned_write_strength:
+            nn.init.zeros_(self.beta_proj.weight)
+            nn.init.constant_(self.beta_proj.bias, _logit(self.config.write_strength))
+        if self.config.rule == "gated_delta":
+            nn.init.zeros_(self.decay_proj.weight)
+            nn.init.constant_(self.decay_proj.bias, _logit(self.config.decay))
+        if self.config.short_convolution:
+            self.conv_q.reset_parameters()
+            self.conv_k.reset_parameters()
+
+    @torch.no_grad()
+    def initialise_from_whitening(
+        self, mean: Tensor, covariance: Tensor, generator: torch.Generator | None = None
+    ) -> None:
+        """Start own projections as random orthogonal maps of the whitened hidden states; q and k use the same map.
+
+        Queries then find the keys of equal tokens, and no direction that all tokens share drowns the others.
+
+        Args:
+            mean: mean of the layer's inputs, `[hidden_size]`.
+            covariance: their covariance, `[hidden_size, hidden_size]`.
+            generator: of the random maps (CPU).
+
+        Raises:
+            SenriError: projections are shared, or a shape does not fit.
+        """
+        if self.config.projections != "own":
+            raise SenriError("shared projections belong to the layer: set memory.projections 'own' to initialise them.")
+        size = self.hidden_size
+        if mean.shape != (size,) or covariance.shape != (size, size):
+            raise SenriError(
+                f"mean and covariance have shapes {tuple(mean.shape)} and {tuple(covariance.shape)}, "
+                f"but hidden_size is {size}."
+            )
+        whitening = whitening_matrix(covariance.double().cpu())
+        keys = _orthogonal(self.num_key_value_heads * self.key_dim, size, generator) @ whitening
+        values = _orthogonal(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
+        group = self.num_heads // self.num_key_value_heads
+        queries = keys.view(-1, self.key_dim, size).repeat_interleave(group, dim=0).flatten(0, 1)
+        for projection, weight in ((self.q_proj, queries), (self.k_proj, keys)):
+            projection.weight.copy_(weight)
+            projection.bias.copy_(-(weight @ mean.double().cpu()))
+        self.v_proj.weight.copy_(values * _VALUE_SCALE)
+
+    def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
+        """Return the state before the first token; empty where there is neither shift nor convolution."""
+        state: LayerState = {}
+        convolution = self.config.short_convolution
+        past = convolution - 1 if convolution else int(self.config.token_shift)
+        if past:
+            state["conv_k"] = torch.zeros(batch_size, past, self.num_key_value_heads * self.key_dim, device=device)
+        if convolution:
+            state["conv_q"] = torch.zeros(batch_size, past, self.num_heads * self.key_dim, device=device)
+        if self.config.token_shift:
+            state["started"] = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        return state
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        state: LayerState,
+        shared: tuple[Tensor, ...] | None = None,
+        mask: Tensor | None = None,
+        write_only: bool = False,
+    ) -> tuple[MemoryTokens, LayerState]:
+        """Make the memory's inputs.
+
+        Args:
+            hidden_states: `[batch, seq, hidden_size]`.
+            state: of `init_state` or of the call before (further names are ignored).
+            shared: the layer's (q, k, v), `[batch, heads, seq, dim]`; (k, v) is enough for `write_only` without short
+                convolution. Only with shared projections.
+            mask: `[batch, seq]`, False for padding.
+            write_only: leave out the queries where the state does not need them.
+
+        Returns:
+            The tokens and the new state.
+
+        Raises:
+            SenriError: `shared` given or missing against the configuration.
+        """
+        q, k, v = self._project(hidden_states, shared, need_q=not write_only or self.config.short_convolution > 0)
+        new: LayerState = {}
+        if self.config.short_convolution:
+            if q is not None:
+                q, new["conv_q"] = _channels_last(self.conv_q, q, state["conv_q"], mask)
+            k, new["conv_k"] = _channels_last(self.conv_k, k, state["conv_k"], mask)
+        elif self.config.token_shift:
+            k, new["conv_k"] = _channels_last(shift_tokens, k, state["conv_k"], mask)
+        beta = None
+        if self.config.learned_write_strength:
+            beta = self.beta_proj(hidden_states).sigmoid().transpose(1, 2)
+        decay = None
+        if self.config.rule == "gated_delta":
+            decay = self.decay_proj(hidden_states).sigmoid().transpose(1, 2)
+        if self.config.token_shift:
+            beta, new["started"] = self._silence_first(beta, k, state["started"], mask)
+        return MemoryTokens(None if write_only else q, k, v, beta, decay), new
+
+    def _project(
+        self, hidden_states: Tensor, shared: tuple[Tensor, ...] | None, need_q: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        if self.config.projections == "own":
+            if shared is not None:
+                raise SenriError("the layer's q, k, v were given, but memory.projections is 'own': leave them out.")
+            q = _heads(self.q_proj(hidden_states), self.num_heads) if need_q else None
+            k = _heads(self.k_proj(hidden_states), self.num_key_value_heads)
+            return q, k, _heads(self.v_proj(hidden_states), self.num_key_value_heads)
+        given = 0 if shared is None else len(shared)
+        if shared is None or given not in (2, 3) or (need_q and given == 2):
+            wanted = "(q, k, v)" if need_q else "(k, v)"
+            raise SenriError(f"memory.projections is 'shared' and needs the layer's {wanted}, but {given} were given.")
+        return (shared[0] if given == 3 else None), shared[-2], shared[-1]
+
+    def _silence_first(
+        self, beta: Tensor | None, k: Tensor, started: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Set beta to 0 for the first token of rows that had none; return it and whether rows have a token now."""
+        batch, heads, seq, _ = k.shape
+        if beta is None:
+            beta = k.new_full((batch, heads, seq), self.config.write_strength, dtype=torch.float32)
+        present = torch.ones(batch, seq, dtype=torch.bool, device=k.device) if mask is None else mask.bool()
+        has_predecessor = started.unsqueeze(1) | (present.cumsum(dim=1) > 1)
+        return beta * has_predecessor.unsqueeze(1), started | present.any(dim=1)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.view(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
+
+
+def _channels_last(
+    function: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
+    x: Tensor,
+    past: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Run a function of `[batch, seq, channels]` on `[batch, heads, seq, dim]`."""
+    out, past = function(x.transpose(1, 2).flatten(2), past, mask)
+    return _heads(out, x.shape[1]), past
+
+
+def _orthogonal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    """Return a random float64 `[rows, columns]` matrix whose rows (columns, if they are fewer) are orthonormal."""
+    tall = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(tall)[0]
+    return basis if rows >= columns else basis.transpose(0, 1)
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1.0 - probability))
