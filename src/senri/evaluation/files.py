@@ -32,6 +32,5 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise SenriError(
-            f"{str(path)!r} cannot be written ({error.strerror}): make room or name another place."
-        ) from error
+        reason = error.strerror or type(error).__name__
+        raise SenriError(f"{str(path)!r} cannot be written ({reason}): make room or name another place.") from error

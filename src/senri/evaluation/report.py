@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from senri.evaluation.figures import png_bytes
 from senri.evaluation.files import make_folder, write_bytes
 
-_VERSIONS_OF = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+_VERSIONS_OF = ("senri", "torch", "transformers", "safetensors", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class Report:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    return {"senri": version("senri"), "python": platform.python_version()} | {
-        name: version(name) for name in _VERSIONS_OF
-    }
+    return {"python": platform.python_version()} | {name: version(name) for name in _VERSIONS_OF}
 
 
 def write_report(folder: Path, report: Report) -> Path:
