@@ -7,6 +7,7 @@ Runs alternate, so that a busy machine slows all alike; medians are printed.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -15,6 +16,10 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from senri.ops import chunked, naive
+
+
+def _out(operation: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor, **strengths: Tensor) -> Tensor:
+    return operation(*tensors, **strengths)[0]
 
 
 def main(length: int = 2048, batch: int = 1, heads: int = 9, dim: int = 64, repeats: int = 3) -> None:
@@ -33,15 +38,13 @@ def main(length: int = 2048, batch: int = 1, heads: int = 9, dim: int = 64, repe
     leaves = [leaf.requires_grad_() for leaf in (q, k, v, beta, decay)]
 
     contestants: dict[str, Callable[[], Tensor]] = {
-        "softmax: torch SDPA, causal": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        "softmax: torch SDPA, causal": partial(F.scaled_dot_product_attention, q, k, v, is_causal=True)
     }
     for form_name, form in (("chunked", chunked), ("naive", naive)):
         contestants |= {
-            f"linear_attention, {form_name}": lambda form=form: form.linear_attention(q, k, v, beta=beta)[0],
-            f"delta_rule, {form_name}": lambda form=form: form.delta_rule(q, k, v, beta=beta)[0],
-            f"gated_delta_rule, {form_name}": lambda form=form: form.gated_delta_rule(q, k, v, beta=beta, decay=decay)[
-                0
-            ],
+            f"linear_attention, {form_name}": partial(_out, form.linear_attention, q, k, v, beta=beta),
+            f"delta_rule, {form_name}": partial(_out, form.delta_rule, q, k, v, beta=beta),
+            f"gated_delta_rule, {form_name}": partial(_out, form.gated_delta_rule, q, k, v, beta=beta, decay=decay),
         }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for repeat in range(repeats + 1):

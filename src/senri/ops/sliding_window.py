@@ -52,6 +52,9 @@ def sliding_window_attention(
     if key_mask is None and queries == keys <= window:
         return attend(q, k, v, is_causal=True)
 
+    if key_mask is None and queries == 1:  # decoding: sees all that is left, so it needs no mask
+        return attend(q, k[:, :, -window:], v[:, :, -window:])
+
     past = min(keys - queries, window - 1)
     k, v = k[:, :, keys - queries - past :], v[:, :, keys - queries - past :]
     block = min(max(window // 2, MIN_BLOCK), MAX_BLOCK)
@@ -64,7 +67,7 @@ def sliding_window_attention(
     for number, (q_block, length) in enumerate(zip(torch.split(q, lengths, dim=2), lengths, strict=True)):
         # Piece 0 is the past, so the own piece is number + 1.
         pieces = slice(max(0, number + 1 - before), number + 2)
-        k_block, v_block = torch.cat(k_pieces[pieces], dim=2), torch.cat(v_pieces[pieces], dim=2)
+        k_block, v_block = (k, v) if len(lengths) == 1 else (torch.cat(x[pieces], dim=2) for x in (k_pieces, v_pieces))
         seen = k_block.shape[2]
         if (length, seen) not in shared:
             shared[length, seen] = _band(length, seen, window, q.device)
