@@ -87,13 +87,31 @@ class Common(common.ModelTesterMixin, common.GenerationTesterMixin):  # type: ig
         self.model_tester = ModelTester(self.settings)
 
 
+class MemoryAlone(Common):
+    """A layer that is a memory alone has no attention weights to show, which the common test does not foresee."""
+
+    def test_attention_outputs(self) -> None:
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        config._attn_implementation = "eager"
+        attending = self.model_tester.num_hidden_layers - len(config.memory_layers)
+        heads, length = self.model_tester.num_attention_heads, self.model_tester.seq_length
+        for model_class in self.all_model_classes:
+            model = model_class(config).eval()
+            with torch.no_grad():
+                attentions = model(**inputs, output_attentions=True).attentions
+            self.assertEqual(len(attentions), attending)
+            for weights in attentions:
+                self.assertEqual(weights.shape, (self.model_tester.batch_size, heads, length, length))
+                torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
 @pytest.mark.slow
 class TestLlamaWithoutMemory(Common, unittest.TestCase):
     settings: ClassVar = {"base_model_type": "llama", "num_key_value_heads": 1}
 
 
 @pytest.mark.slow
-class TestLlamaMemoryAlone(Common, unittest.TestCase):
+class TestLlamaMemoryAlone(MemoryAlone, unittest.TestCase):
     settings: ClassVar = {"base_model_type": "llama", "num_key_value_heads": 1, **ALONE}
 
 
@@ -117,5 +135,5 @@ class TestGPTNeoXWindowAndMemory(Common, unittest.TestCase):
 
 
 @pytest.mark.slow
-class TestGPTNeoXMemoryAlone(Common, unittest.TestCase):
+class TestGPTNeoXMemoryAlone(MemoryAlone, unittest.TestCase):
     settings: ClassVar = {"base_model_type": "gpt_neox", "hidden_act": "gelu", **ALONE}
