@@ -166,10 +166,10 @@ class MemoryInputs(nn.Module):
             k, new["conv_k"] = _channels_last(shift_tokens, k, state["conv_k"], mask)
         beta = None
         if self.config.learned_write_strength:
-            beta = self.beta_proj(hidden_states).sigmoid().transpose(1, 2)
+            beta = _strength(self.beta_proj(hidden_states))
         decay = None
         if self.config.rule == "gated_delta":
-            decay = self.decay_proj(hidden_states).sigmoid().transpose(1, 2)
+            decay = _strength(self.decay_proj(hidden_states))
         if self.config.token_shift:
             beta, new["started"] = self._silence_first(beta, k, state["started"], mask)
         return MemoryTokens(None if write_only else q, k, v, beta, decay), new
@@ -201,6 +201,14 @@ class MemoryInputs(nn.Module):
         return beta * has_predecessor.unsqueeze(1), started | present.any(dim=1)
 
 
+def _strength(logits: Tensor) -> Tensor:
+    """Return the sigmoid, `[batch, seq, heads]` to `[batch, heads, seq]`.
+
+    At least float32: bfloat16 would round a decay of 0.999 to 1.
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid().transpose(1, 2)
+
+
 def _heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
 
@@ -212,7 +220,7 @@ def _channels_last(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run a function of `[batch, seq, channels]` on `[batch, heads, seq, dim]`."""
-    out, past = function(x.transpose(1, 2).flatten(2), past, mask)
+    out, past = function(x.transpose(1, 2).flatten(2), past.expand(x.shape[0], -1, -1), mask)
     return _heads(out, x.shape[1]), past
 
 

@@ -13,6 +13,7 @@ from senri.memory.cleaning import SVDCleaningStats, clean_matrix
 from senri.memory.config import MemoryConfig
 from senri.memory.features import apply_feature_map, feature_width
 from senri.memory.held_state import HeldState, check_rows
+from senri.memory.merging import merge_layer_states
 from senri.memory.reading import join_state, normalise, product, split_state
 from senri.memory.segment_scan import Running, make_grid, segment_scan
 from senri.memory.token_scan import token_scan
@@ -205,14 +206,7 @@ class TensorMemory(HeldState):
 
     def merge(self, states: Sequence[LayerState]) -> LayerState:
         """Add states of the linear rule: the sum answers as one memory that was written with all of them."""
-        if self.config.rule != "linear":
-            raise SenriError(f"memories with the rule {self.config.rule!r} cannot be merged: only 'linear' adds up.")
-        if not states:
-            raise SenriError("nothing to merge: give at least one state.")
-        shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in states]
-        if any(shape != shapes[0] for shape in shapes):
-            raise SenriError("the states to merge have different tensors or shapes: take states of the same memory.")
-        return {name: torch.stack([state[name] for state in states]).sum(dim=0) for name in states[0]}
+        return merge_layer_states(states, self.config.rule)
 
     def extra_repr(self) -> str:
         """Show sizes and the knobs that decide the state."""
