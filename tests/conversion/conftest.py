@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -19,7 +19,7 @@ from transformers import (
 
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 SIZES = {
-    "vocab_size": 256,
+    "vocab_size": 257,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -58,7 +58,7 @@ BASES: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 def make_base(kind: str) -> PreTrainedModel:
-    """A random base whose biases and norms are random too: transformers starts them at 0 and 1, which hides mistakes."""
+    """A random base. Biases and norms are random too: transformers starts them at 0 and 1, which hides mistakes."""
     torch.manual_seed(0)
     model = BASES[kind]()
     with torch.no_grad():
@@ -69,10 +69,11 @@ def make_base(kind: str) -> PreTrainedModel:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte."""
-    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    """One token per byte, and one for "ab"."""
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[("a", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -82,6 +83,28 @@ def save_base(kind: str, folder: Path) -> Path:
     make_base(kind).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+class Bases:
+    """What the tests make their bases with."""
+
+    kinds = tuple(BASES)
+    llama = staticmethod(tiny_llama)
+    qwen2 = staticmethod(tiny_qwen2)
+    gpt_neox = staticmethod(tiny_gpt_neox)
+    make = staticmethod(make_base)
+    save = staticmethod(save_base)
+    tokenizer = staticmethod(tiny_tokenizer)
+
+
+@pytest.fixture
+def bases() -> Bases:
+    return Bases()
+
+
+@pytest.fixture(params=Bases.kinds)
+def base_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

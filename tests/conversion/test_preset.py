@@ -8,8 +8,6 @@ from senri.conversion.families import convert_config
 from senri.conversion.preset import Preset, load_preset
 from senri.errors import SenriError
 
-from .conftest import tiny_llama
-
 YAML = """
 base: somewhere
 memory_layers: [0, 2]
@@ -55,6 +53,6 @@ def test_bad_values_are_named(tmp_path: Path, override: str, message: str) -> No
         load_preset(path, [override])
 
 
-def test_a_layer_beyond_the_bases_last_is_refused() -> None:
+def test_a_layer_beyond_the_bases_last_is_refused(bases) -> None:
     with pytest.raises(SenriError, match="memory_layers has 3, but the base's layers are 0 to 2"):
-        convert_config(tiny_llama().config, Preset(memory_layers=[3]))
+        convert_config(bases.llama().config, Preset(memory_layers=[3]))

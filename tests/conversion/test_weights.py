@@ -9,8 +9,6 @@ from senri.conversion.preset import Preset
 from senri.conversion.weights import convert_weights, group_name, split_fused_qkv
 from senri.errors import SenriError
 
-from .conftest import make_base, tiny_gpt_neox, tiny_llama, tiny_qwen2
-
 
 def test_fused_rows_are_interleaved_per_head() -> None:
     heads, head_dim = 3, 2
@@ -22,8 +20,8 @@ def test_fused_rows_are_interleaved_per_head() -> None:
     assert v.tolist() == [20, 21, 120, 121, 220, 221]
 
 
-def test_split_projections_give_the_base_attentions_own_q_k_v() -> None:
-    base = make_base("gpt_neox")
+def test_split_projections_give_the_base_attentions_own_q_k_v(bases) -> None:
+    base = bases.make("gpt_neox")
     attention = base.gpt_neox.layers[1].attention
     x = torch.randn(2, 5, 32)
     fused = attention.query_key_value(x).view(2, 5, -1, 3 * attention.head_size).transpose(1, 2)
@@ -34,15 +32,15 @@ def test_split_projections_give_the_base_attentions_own_q_k_v() -> None:
         torch.testing.assert_close(own.view(2, 5, 4, 8).transpose(1, 2), part)
 
 
-def test_llama_and_qwen2_keep_their_names_and_tied_heads_are_left_out() -> None:
-    llama = make_base("llama")
+def test_llama_and_qwen2_keep_their_names_and_tied_heads_are_left_out(bases) -> None:
+    llama = bases.make("llama")
     assert convert_weights(llama.state_dict(), llama.config).keys() == llama.state_dict().keys()
-    qwen2 = make_base("qwen2")
+    qwen2 = bases.make("qwen2")
     assert convert_weights(qwen2.state_dict(), qwen2.config).keys() == qwen2.state_dict().keys() - {"lm_head.weight"}
 
 
-def test_gpt_neox_names_are_llamas() -> None:
-    base = make_base("gpt_neox")
+def test_gpt_neox_names_are_llamas(bases) -> None:
+    base = bases.make("gpt_neox")
     groups = {group_name(name) for name in convert_weights(base.state_dict(), base.config)}
     attention = {f"model.layers.*.self_attn.{p}_proj.{kind}" for p in "qkvo" for kind in ("weight", "bias")}
     mlp = {f"model.layers.*.mlp.{p}.{kind}" for p in ("dense_h_to_4h", "dense_4h_to_h") for kind in ("weight", "bias")}
@@ -54,20 +52,20 @@ def test_gpt_neox_names_are_llamas() -> None:
     assert groups == attention | mlp | norms | {"model.embed_tokens.weight", "lm_head.weight"}
 
 
-def test_config_fields_of_each_family() -> None:
+def test_config_fields_of_each_family(bases) -> None:
     preset = Preset(memory_layers=[1], sliding_window=16)
-    llama = convert_config(tiny_llama(attention_bias=True, head_dim=12).config, preset, "somewhere")
+    llama = convert_config(bases.llama(attention_bias=True, head_dim=12).config, preset, "somewhere")
     assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias, llama.head_dim) == (True, True, False, 12)
     assert (llama.base_model_type, llama.base_name_or_path, llama.memory_layers) == ("llama", "somewhere", [1])
     assert llama.layer_types == ["full_attention", "hybrid_sliding", "full_attention"]
-    qwen2 = convert_config(tiny_qwen2().config, preset)
+    qwen2 = convert_config(bases.qwen2().config, preset)
     assert (qwen2.qkv_bias, qwen2.o_bias, qwen2.num_key_value_heads, qwen2.tie_word_embeddings) == (
         True,
         False,
         2,
         True,
     )
-    neox = convert_config(tiny_gpt_neox(use_parallel_residual=False, layer_norm_eps=1e-3).config, preset)
+    neox = convert_config(bases.gpt_neox(use_parallel_residual=False, layer_norm_eps=1e-3).config, preset)
     assert (neox.use_parallel_residual, neox.layer_norm_eps, neox.o_bias) == (False, 1e-3, True)
     assert neox.rope_parameters["partial_rotary_factor"] == 0.25
 
@@ -79,24 +77,24 @@ def test_unknown_architecture_is_refused_with_the_supported_ones() -> None:
         convert_weights({}, GPT2Config())
 
 
-def test_own_window_and_unknown_activation_are_refused() -> None:
+def test_own_window_and_unknown_activation_are_refused(bases) -> None:
     with pytest.raises(SenriError, match="use_sliding_window"):
-        convert_config(tiny_qwen2(use_sliding_window=True, sliding_window=8, max_window_layers=1).config, Preset())
-    config = tiny_llama().config
+        convert_config(bases.qwen2(use_sliding_window=True, sliding_window=8, max_window_layers=1).config, Preset())
+    config = bases.llama().config
     config.hidden_act = "sillu"
     with pytest.raises(SenriError, match=r"hidden_act 'sillu'.*'silu'"):
         convert_config(config, Preset())
 
 
-def test_quantised_base_is_refused() -> None:
-    config = tiny_llama().config
+def test_quantised_base_is_refused(bases) -> None:
+    config = bases.llama().config
     config.quantization_config = {"quant_method": "gptq", "bits": 4}
     with pytest.raises(SenriError, match="quantised"):
         convert_config(config, Preset())
 
 
-def test_tensors_that_do_not_fit_the_config_are_named() -> None:
-    base = make_base("llama")
+def test_tensors_that_do_not_fit_the_config_are_named(bases) -> None:
+    base = bases.make("llama")
     name = "model.layers.0.self_attn.k_proj.weight"
     weights = base.state_dict()
     with pytest.raises(SenriError, match=rf"{name} has the shape \[1, 2\].*\[16, 32\]"):

@@ -60,7 +60,7 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> tuple[PreTraine
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
-        raise SenriError(f"the config.json of {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise SenriError(f"the config.json of {name} cannot be used: {_first_line(error)}") from error
     check_architecture(config.model_type, name)
     try:
         # With ignore_mismatched_sizes the report below tells of mismatches; without it transformers only raises.
@@ -68,13 +68,13 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> tuple[PreTraine
             folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # safetensors' own errors and OSError alike: a cut or foreign file
-        raise SenriError(f"the weights of {name} cannot be read: {str(error).splitlines()[0]}") from error
+        raise SenriError(f"the weights of {name} cannot be read: {_first_line(error)}") from error
     model, report = loaded
     _check_report(name, report)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # a missing tokenizer shows as ValueError, OSError, TypeError or ImportError
-        raise SenriError(f"the tokenizer of {name} cannot be read: {str(error).splitlines()[0]}") from error
+        raise SenriError(f"the tokenizer of {name} cannot be read: {_first_line(error)}") from error
     return model, tokenizer
 
 
@@ -109,7 +109,7 @@ def _dequantised(gguf: Path, cache_dir: Path) -> Path:
             quantization_config=GgufConfig(dequantize=True),
         )
     except Exception as error:  # a cut file fails in numpy, struct or transformers, each with its own exception
-        raise SenriError(f"{gguf} cannot be dequantised: {str(error).splitlines()[0]}") from error
+        raise SenriError(f"{gguf} cannot be dequantised: {_first_line(error)}") from error
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))
@@ -126,3 +126,7 @@ def _dequantised(gguf: Path, cache_dir: Path) -> Path:
             f"the cache folder {folder.parent} cannot be written: make room or set SENRI_CACHE."
         ) from error
     return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

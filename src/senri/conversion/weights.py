@@ -1,7 +1,7 @@
 """Weight maps: a base's tensors, by name, to Senri's names; GPT-NeoX's fused query/key/value is split on the way."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -34,19 +34,15 @@ def split_fused_qkv(fused: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tens
     return q, k, v
 
 
-def map_tensor(name: str, tensor: Tensor, base_config: PreTrainedConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield the Senri names and tensors that one tensor of the base becomes."""
-    if base_config.model_type != "gpt_neox":
-        yield name, tensor
-        return
+def map_name(name: str, model_type: str) -> list[str]:
+    """Return the Senri names of one of the base's tensors: three for a fused query/key/value, else one."""
+    if model_type != "gpt_neox":
+        return [name]
     for old, new in _GPT_NEOX_NAMES:
         name = name.replace(old, new)
     if _FUSED in name:
-        parts = split_fused_qkv(tensor, base_config.num_attention_heads)
-        for projection, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
-            yield name.replace(_FUSED, f".self_attn.{projection}."), part
-    else:
-        yield name, tensor
+        return [name.replace(_FUSED, f".self_attn.{projection}.") for projection in ("q_proj", "k_proj", "v_proj")]
+    return [name]
 
 
 def convert_weights(base_state_dict: Mapping[str, Tensor], base_config: PreTrainedConfig) -> dict[str, Tensor]:
@@ -67,7 +63,9 @@ def convert_weights(base_state_dict: Mapping[str, Tensor], base_config: PreTrain
     check_shapes({name: tuple(tensor.shape) for name, tensor in base_state_dict.items()}, base_config)
     converted: dict[str, Tensor] = {}
     for name, tensor in base_state_dict.items():
-        converted.update(map_tensor(name, tensor, base_config))
+        names = map_name(name, base_config.model_type)
+        parts = (tensor,) if len(names) == 1 else split_fused_qkv(tensor, base_config.num_attention_heads)
+        converted.update(zip(names, parts, strict=True))
     if base_config.tie_word_embeddings:
         converted.pop("lm_head.weight", None)
     return converted
@@ -80,7 +78,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], base_config: PreTrainedC
         SenriError: the first tensor that is missing, unknown or of another shape.
     """
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(base_config)  # type: ignore[no-untyped-call]
+        skeleton = AutoModelForCausalLM.from_config(base_config)
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     tied = set(skeleton._tied_weights_keys or {}) if base_config.tie_word_embeddings else set()
     for name, shape in expected.items():

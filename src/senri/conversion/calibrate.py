@@ -1,0 +1,246 @@
+"""Calibration: set a converted model's memories in closed form from the base's activations on a sample of text.
+
+The base reads the text once with full attention; each memory layer's inputs are kept. From them come, without any
+gradient: the start of a memory's own projections, the mean and whitening of queries and keys per head, and the gate
+that brings `gate * memory + (1 - gate) * window` nearest to the base's full attention.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from senri.conversion.starts import fits_base
+from senri.data import TokenStream, chunks, open_document
+from senri.errors import SenriError
+from senri.memory.calibration import GateLeastSquares, RunningMoments, whitening_matrix
+from senri.mixers import SoftmaxAttention, WindowMemory
+from senri.mixers.context import BandedMask, MixerMasks
+from senri.models.configuration_senri import SenriConfig
+from senri.models.modeling_senri import SenriForCausalLM, SenriModel
+
+Positions = tuple[Tensor, Tensor]
+
+
+@dataclass
+class CalibrationSettings:
+    """What `config/calibration.yaml` holds.
+
+    Args:
+        tokens: how many tokens of the text are read.
+        sequence_length: tokens the base reads at a time; raised to two windows where that is more.
+        block_characters: characters tokenised at a time.
+        seed: of the random starts.
+        solve_gate: set the gates by least squares; otherwise they stay at `memory.gate_init`.
+        gate_low: smallest gate, in (0, 1).
+        gate_high: largest gate, in (0, 1).
+        relative_floor: smallest eigenvalue that whitening inverts, as a share of the largest.
+
+    Raises:
+        SenriError: a value outside its range.
+    """
+
+    tokens: int
+    sequence_length: int
+    block_characters: int
+    seed: int
+    solve_gate: bool
+    gate_low: float
+    gate_high: float
+    relative_floor: float
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "sequence_length", "block_characters"):
+            if getattr(self, name) < 1:
+                raise SenriError(f"{name} of the calibration is {getattr(self, name)}, but it must be at least 1.")
+        if not 0 < self.gate_low < self.gate_high < 1:
+            raise SenriError(
+                f"gate_low {self.gate_low} and gate_high {self.gate_high} of the calibration must be between 0 and 1, "
+                f"the low one below the high one."
+            )
+        if not 0 < self.relative_floor < 1:
+            raise SenriError(f"relative_floor of the calibration is {self.relative_floor}, but it must be in (0, 1).")
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """One piece of text at one layer: the attention's input `[1, seq, hidden]` and the rotary cosines and sines."""
+
+    hidden_states: Tensor
+    positions: Positions
+
+
+def needs_calibration(config: SenriConfig, settings: CalibrationSettings) -> bool:
+    """Tell whether anything in this model is set from a text."""
+    memory = config.memory_config
+    if not config.memory_layers:
+        return False
+    starts_from_text = memory.projections == "own" and not fits_base(config)
+    return starts_from_text or memory.calibration == "whiten" or _solves_gate(config, settings)
+
+
+def calibrate(
+    model: SenriForCausalLM,
+    base_weights: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: CalibrationSettings,
+    text: str | Path | None = None,
+) -> dict[str, Any]:
+    """Set the memories of a freshly converted model in place.
+
+    Args:
+        model: the converted model, float32.
+        base_weights: the base's tensors by Senri name.
+        tokenizer: the base's.
+        settings: how much text, and the bounds.
+        text: a text file or folder; the Python language reference if None.
+
+    Returns:
+        What was done, as plain data: the text, tokens read, and the gates `[heads]` of each layer that has them.
+
+    Raises:
+        SenriError: the text cannot be read, or is too short for the window.
+    """
+    config = model.config
+    window = config.sliding_window or 0
+    document = open_document(text)
+    stream = TokenStream(document, tokenizer, settings.block_characters)
+    length = max(settings.sequence_length, 2 * window)
+    pieces = list(chunks(islice(stream, settings.tokens), length))
+    base = _base_model(config, base_weights)
+    report: dict[str, Any] = {"text": document.name, "tokens": sum(piece.shape[1] for piece in pieces)}
+    inputs = _layer_inputs(base, pieces, config.memory_layers or [])
+    generator = torch.Generator().manual_seed(settings.seed)
+    memory, gates = config.memory_config, {}
+    for layer, seen in inputs.items():
+        mixer: Any = model.model.layers[layer].self_attn
+        if memory.projections == "own" and not fits_base(config):
+            _start_own_projections(mixer, seen, generator)
+        if memory.calibration == "whiten":
+            _whiten(mixer, seen, settings.relative_floor)
+        if _solves_gate(config, settings):
+            full: Any = base.layers[layer].self_attn
+            gates[layer] = _solve_gate(mixer, full, seen, settings, document.name).tolist()
+    if gates:
+        report["gates"] = gates
+    return report
+
+
+def _solves_gate(config: SenriConfig, settings: CalibrationSettings) -> bool:
+    # Without a window local attention is the base's own, and no gate comes nearer to it than a closed one.
+    return settings.solve_gate and config.memory_config.combine == "gate" and config.sliding_window is not None
+
+
+def _base_model(config: SenriConfig, weights: Mapping[str, Tensor]) -> SenriModel:
+    """Return the base as a Senri model with full attention everywhere, up to the last layer with a memory."""
+    last = max(config.memory_layers or [0])
+    changes = {
+        "num_hidden_layers": last + 1,
+        "memory_layers": [],
+        "layer_types": None,
+        "sliding_window": None,
+        "default_layer_type": "full_attention",
+        "memory": None,
+    }
+    plain = SenriModel(SenriConfig.from_dict(config.to_dict() | changes))
+    plain.config._attn_implementation = "sdpa"
+    wanted = plain.state_dict().keys()
+    own = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    plain.load_state_dict({name: own[name] for name in wanted}, assign=True)
+    plain.train(False)
+    return plain
+
+
+@torch.no_grad()
+def _layer_inputs(base: SenriModel, pieces: list[Tensor], layers: list[int]) -> dict[int, list[LayerInputs]]:
+    """Run the base over the pieces and keep what goes into the attention of the given layers."""
+    kept: dict[int, list[LayerInputs]] = {layer: [] for layer in sorted(layers)}
+
+    def keep(layer: int) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden_states = args[0] if args else kwargs["hidden_states"]
+            kept[layer].append(LayerInputs(hidden_states, kwargs["position_embeddings"]))
+
+        return hook
+
+    mixers: dict[int, Any] = {i: base.layers[i].self_attn for i in kept}
+    hooks = [mixer.register_forward_pre_hook(keep(i), with_kwargs=True) for i, mixer in mixers.items()]
+    try:
+        with _progress() as progress:
+            task = progress.add_task("calibration: tokens", total=sum(piece.shape[1] for piece in pieces))
+            for piece in pieces:
+                base(input_ids=piece, use_cache=False)
+                progress.advance(task, piece.shape[1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+@torch.no_grad()
+def _start_own_projections(mixer: Any, seen: list[LayerInputs], generator: torch.Generator) -> None:
+    moments = RunningMoments()
+    for piece in seen:
+        moments.update(piece.hidden_states.flatten(0, 1))
+    mixer.memory.inputs.initialise_from_whitening(moments.mean, moments.covariance, generator)
+
+
+@torch.no_grad()
+def _whiten(mixer: Any, seen: list[LayerInputs], relative_floor: float) -> None:
+    """Measure queries and keys as the memory receives them (before positions), per head, and whiten them there."""
+    queries, keys = RunningMoments(), RunningMoments()
+    for piece in seen:
+        inputs = mixer.memory.inputs
+        shared = mixer.project(piece.hidden_states) if inputs.config.projections == "shared" else None
+        tokens, _ = inputs(piece.hidden_states, inputs.init_state(1), shared=shared)
+        queries.update(tokens.q.squeeze(0))
+        keys.update(tokens.k.squeeze(0))
+    mixer.memory.memory.set_calibration(
+        keys.mean,
+        whitening_matrix(keys.covariance, relative_floor),
+        queries.mean,
+        whitening_matrix(queries.covariance, relative_floor),
+    )
+
+
+@torch.no_grad()
+def _solve_gate(
+    mixer: WindowMemory, full: SoftmaxAttention, seen: list[LayerInputs], settings: CalibrationSettings, text: str
+) -> Tensor:
+    """Set a layer's gate and return it, `[heads]`. Only tokens that look back further than the window count."""
+    window = mixer.sliding_window
+    assert window is not None
+    gate = GateLeastSquares()
+    for piece in seen:
+        x = piece.hidden_states
+        if x.shape[1] <= window:
+            continue
+        qkv = mixer.project(x)
+        target, _ = full.attend(qkv, MixerMasks(), piece.positions, None)
+        local, _ = mixer.attend(qkv, MixerMasks(sliding_attention=BandedMask(None)), piece.positions, None)
+        shared = qkv if mixer.shares_projections else None
+        remembered, _ = mixer.memory(x, mixer.memory.init_state(1, x.device), shared=shared)
+        far = slice(window, None)
+        gate.update(target.transpose(1, 2)[:, :, far], local.transpose(1, 2)[:, :, far], remembered[:, :, far])
+    try:
+        solved = gate.solve(settings.gate_low, settings.gate_high)
+    except SenriError:
+        raise SenriError(
+            f"the calibration text {text} is not longer than the window of {window} tokens, so that the gate cannot be "
+            f"measured: give a longer text, or solve_gate=false."
+        ) from None
+    mixer.memory_gate.weight.copy_(torch.logit(solved))
+    return solved

@@ -1,0 +1,208 @@
+"""convert: a closed gate and a long window leave the base's logits; what is written comes back; targets are guarded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from senri.conversion import CalibrationSettings, Preset, convert, load_preset
+from senri.conversion import output as output_module
+from senri.errors import SenriError
+from senri.memory import MemoryConfig
+
+CLOSED = -60.0
+TOKENS = 40
+
+
+def settings(**changes) -> CalibrationSettings:
+    values = {
+        "tokens": 512,
+        "sequence_length": 64,
+        "block_characters": 1024,
+        "seed": 0,
+        "solve_gate": False,
+        "gate_low": 0.01,
+        "gate_high": 0.99,
+        "relative_floor": 1e-4,
+    }
+    return CalibrationSettings(**(values | changes))
+
+
+def gate(**memory) -> Preset:
+    kept = {"combine": "gate", "gate_init": CLOSED, "segment_length": 8}
+    return Preset(memory_layers=[0, 2], sliding_window=64, memory=MemoryConfig(**(kept | memory)))
+
+
+def logits(model, rows: int = 2) -> torch.Tensor:
+    ids = torch.randint(0, 256, (rows, TOKENS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def test_closed_gate_and_long_window_give_the_bases_logits(bases, base_kind: str, tmp_path: Path) -> None:
+    folder = bases.save(base_kind, tmp_path / "base")
+    result = convert(folder, gate(), calibration=settings())
+    assert (logits(result.model) - logits(bases.make(base_kind))).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("default_layer_type", ["full_attention", "sliding_attention"])
+def test_the_window_changes_only_tokens_beyond_it(bases, tmp_path: Path, default_layer_type: str) -> None:
+    folder = bases.save("llama", tmp_path / "base")
+    preset = gate()
+    preset.sliding_window, preset.default_layer_type = 16, default_layer_type
+    converted, base = logits(convert(folder, preset, calibration=settings()).model), logits(bases.make("llama"))
+    assert (converted[:, :16] - base[:, :16]).abs().max() <= 1e-4
+    assert (converted[:, 20:] - base[:, 20:]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neox"])
+def test_an_added_branch_starts_as_the_base(bases, tmp_path: Path, kind: str) -> None:
+    folder = bases.save(kind, tmp_path / "base")
+    memory = MemoryConfig(combine="add", projections="own", num_heads=2, num_key_value_heads=2, key_dim=5, value_dim=7)
+    result = convert(folder, Preset(memory_layers=[1], memory=memory), calibration=settings())
+    assert (logits(result.model) - logits(bases.make(kind))).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"num_heads": 1, "num_key_value_heads": 1, "key_dim": 32, "value_dim": 32}],
+    ids=["as base", "one head"],
+)
+def test_a_memory_in_place_of_attention_starts_from_the_bases_projections(bases, tmp_path: Path, sizes: dict) -> None:
+    folder = bases.save("llama_tied_biases", tmp_path / "base") if not sizes else bases.save("llama", tmp_path / "base")
+    memory = MemoryConfig(combine="alone", projections="own", order="update_then_retrieve", **sizes)
+    model = convert(folder, Preset(memory_layers=[1], memory=memory), calibration=settings()).model
+    attention = (bases.make("llama" if sizes else "llama_tied_biases")).model.layers[1].self_attn
+    inputs = model.model.layers[1].self_attn.memory.inputs
+    x = torch.randn(1, 3, 32)
+    torch.testing.assert_close(inputs.q_proj(x), attention.q_proj(x))
+    expected = attention.k_proj(x)
+    if sizes:  # key head 0 serves query heads 0 and 1, key head 1 the others
+        expected = expected.unflatten(-1, (2, 8))[:, :, [0, 0, 1, 1]].flatten(2)
+    torch.testing.assert_close(inputs.k_proj(x), expected)
+    torch.testing.assert_close(model.model.layers[1].self_attn.o_proj.weight, attention.o_proj.weight)
+
+
+def test_shared_and_own_projections_start_a_lone_memory_alike(bases, tmp_path: Path) -> None:
+    folder = bases.save("llama", tmp_path / "base")
+    own, shared = (
+        convert(folder, Preset(memory_layers=[1], memory=MemoryConfig(combine="alone", projections=projections)))
+        for projections in ("own", "shared")
+    )
+    torch.testing.assert_close(logits(own.model), logits(shared.model))
+
+
+def test_what_is_written_comes_back(bases, base_kind: str, tmp_path: Path) -> None:
+    folder, out = bases.save(base_kind, tmp_path / "base"), tmp_path / "model"
+    preset = tmp_path / "own.yaml"
+    preset.write_text("memory_layers: [1]\nsliding_window: 16\nmemory: {calibration: whiten}\n")
+    result = convert(folder, preset, out, overrides=["memory.segment_length=8"], calibration=settings(solve_gate=True))
+    again = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(logits(again), logits(result.model), rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(out).chat_template == bases.tokenizer().chat_template
+    assert again.generation_config.eos_token_id == bases.make(base_kind).generation_config.eos_token_id
+    saved = load_preset(out / "preset.yaml")
+    assert (saved, saved.memory.segment_length, saved.base) == (result.preset, 8, str(folder))
+    record = json.loads((out / "conversion.json").read_text())
+    assert record["base"] == {
+        "name": str(folder),
+        "origin": "folder",
+        "architecture": result.model.config.base_model_type,
+    }
+    assert record["calibration"]["tokens"] == 512
+    assert len(record["calibration"]["gates"]["1"]) == 4
+    assert not list(tmp_path.glob(".model*")), "leftovers beside the output"
+
+
+def test_the_table_counts_every_parameter_once(bases, base_kind: str, tmp_path: Path) -> None:
+    result = convert(bases.save(base_kind, tmp_path / "base"), gate(calibration="whiten"), calibration=settings())
+    base, table = bases.make(base_kind), result.table
+    assert table.total("kept", "converted", "created") == sum(p.numel() for p in result.model.parameters())
+    assert table.total("kept", "converted") == sum(p.numel() for p in base.parameters())
+    assert table.total("left out") == 0
+    rows = {row.name: row for row in table.rows}
+    fused = "gpt_neox.layers.*.attention.query_key_value.weight"
+    key = rows["model.layers.*.self_attn.k_proj.weight"]
+    is_neox = base_kind.startswith("gpt_neox")
+    assert (key.action, key.source) == (("converted", fused) if is_neox else ("kept", key.name))
+    assert (key.tensors, rows["model.layers.*.self_attn.memory_gate.weight"].action) == (3, "created")
+    whitening = rows["model.layers.*.self_attn.memory.memory.key_whitening"]
+    assert (whitening.tensors, whitening.source) == (2, "measured on 512 tokens of python-reference")
+    assert result.table.render().row_count == len(table.rows) + 2 + is_neox - (not table.total("kept"))
+
+
+def test_the_same_seed_gives_the_same_model(bases, tmp_path: Path) -> None:
+    folder = bases.save("llama", tmp_path / "base")
+    memory = MemoryConfig(combine="add", projections="own", num_heads=2, key_dim=5, value_dim=7)
+    models = []
+    for caller_seed in (1, 2):
+        torch.manual_seed(caller_seed)
+        models.append(convert(folder, Preset(memory_layers=[1], memory=memory), calibration=settings()).model)
+    for name, tensor in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_dtype_of_the_output(bases, tmp_path: Path) -> None:
+    folder, out = bases.save("llama", tmp_path / "base"), tmp_path / "model"
+    convert(folder, gate(calibration="whiten"), out, calibration=settings(), dtype="bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    with pytest.raises(SenriError, match="dtype is 'float46'.*'float16'"):
+        convert(folder, gate(), dtype="float46")
+
+
+def test_only_a_senri_model_or_an_empty_folder_is_replaced(bases, tmp_path: Path) -> None:
+    folder, out = bases.save("llama", tmp_path / "base"), tmp_path / "model"
+    out.mkdir()
+    convert(folder, gate(), out, calibration=settings())
+    (out / "stale.txt").write_text("of the earlier conversion")
+    convert(folder, gate(segment_length=16), out, calibration=settings())
+    assert not (out / "stale.txt").exists()
+    assert json.loads((out / "config.json").read_text())["memory"]["segment_length"] == 16
+    with pytest.raises(SenriError, match="not a Senri model"):
+        convert(folder, gate(), folder, calibration=settings())
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SenriError, match="is a file"):
+        convert(folder, gate(), tmp_path / "file", calibration=settings())
+
+
+def test_a_full_disk_leaves_the_earlier_model(bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = bases.save("llama", tmp_path / "base"), tmp_path / "model"
+    convert(folder, gate(), out, calibration=settings())
+    before = (out / "config.json").read_text()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output_module.tempfile, "mkdtemp", full)
+    with pytest.raises(SenriError, match="No space left on device"):
+        convert(folder, gate(segment_length=16), out, calibration=settings())
+    assert (out / "config.json").read_text() == before
+
+
+def test_a_failure_while_filling_leaves_the_earlier_model_and_no_leftovers(bases, tmp_path: Path) -> None:
+    folder, out = bases.save("llama", tmp_path / "base"), tmp_path / "model"
+    convert(folder, gate(), out, calibration=settings())
+
+    def fill(new: Path) -> None:
+        (new / "config.json").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(SenriError, match="No space left on device"):
+        output_module.write_folder(out, fill)
+    assert json.loads((out / "config.json").read_text())["model_type"] == "senri"
+    assert not list(tmp_path.glob(".model*"))
+
+
+def test_a_senri_model_is_no_base(bases, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    convert(bases.save("llama", tmp_path / "base"), gate(), out, calibration=settings())
+    with pytest.raises(SenriError, match="already a Senri model"):
+        convert(out, gate())
+
+
+def test_layers_beyond_the_last_are_refused(bases, tmp_path: Path) -> None:
+    with pytest.raises(SenriError, match="memory_layers has 3"):
+        convert(bases.save("llama", tmp_path / "base"), Preset(memory_layers=[3]))
