@@ -51,7 +51,7 @@ MIXERS = {
             "rule": "gated_delta",
             "feature_map": "dpfp",
             "normaliser": "rmsnorm",
-            "decay": 0.9,
+            "decay": 0.98,
             "order": "update_then_retrieve",
         },
     },

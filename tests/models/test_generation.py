@@ -28,7 +28,6 @@ def test_greedy_with_cache_equals_without(model: SenriForCausalLM, ids: Tensor) 
     expected = generate(model, ids, do_sample=False, use_cache=False)
     assert_same(generate(model, ids, do_sample=False), expected)
     assert_same(generate(model, ids, do_sample=False, prefill_chunk_size=3), expected)
-    assert_same(generate(model, ids, do_sample=False, cache_implementation="offloaded"), expected)
 
 
 def test_sampling_with_cache_equals_without(memory_model: SenriForCausalLM, ids: Tensor) -> None:

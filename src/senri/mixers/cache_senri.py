@@ -6,6 +6,7 @@ layers; `adopt_cache` swaps those of memory layers for the classes here. Unlike 
 beam reordering, batch repetition and selection, reset, and an exact `crop`.
 """
 
+import copy
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -295,6 +296,17 @@ def adopt_cache(cache: Cache | None, config: Any, branches: Mapping[int, MemoryB
             )
         cache.layers[index] = _senri_layer(old, branch)
     return cache
+
+
+def fork_cache(cache: Cache) -> Cache:
+    """Return an independent copy without the autograd graph, which cannot be copied."""
+    copies: dict[int, Any] = {}
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            for tensor in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(tensor, Tensor):
+                    copies[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(cache, copies)
 
 
 def _senri_layer(old: Any, branch: MemoryBranch) -> SenriMemoryLayer:

@@ -108,6 +108,11 @@ class SenriPreTrainedModel(PreTrainedModel):
         "attentions": SoftmaxAttention,
     }
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # transformers skips custom modules without parameters of their own, but here these set up their children; what
+        # a checkpoint brought is protected below.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

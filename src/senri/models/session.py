@@ -1,6 +1,5 @@
 """One live state of a whole model: every layer's memory, the window, the position. Read, fork, save, load, go on."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from senri.errors import SenriError
 from senri.memory.cleaning import SVDCleaningStats
 from senri.memory.file import read_file, write_file
 from senri.memory.state import Header, MemoryState, SourceProgress, fingerprint, split_tensors
-from senri.mixers.cache_senri import SenriMemoryLayer
+from senri.mixers.cache_senri import SenriMemoryLayer, fork_cache
 
 
 class Session:
@@ -84,12 +83,14 @@ class Session:
         input_ids = input_ids.to(self.model.device)
         # Beams and drafts rearrange the cache, so they work on a copy and the session reads the result.
         seen = torch.ones((1, self.tokens_read + input_ids.shape[1]), dtype=torch.bool, device=input_ids.device)
+        cache = fork_cache(self.cache)
+        cache.batch_repeat_interleave(kwargs.get("num_beams", 1))
         outer, self.model._session = self.model._session, None
         try:
             result = self.model.generate(
                 input_ids,
                 attention_mask=seen,
-                past_key_values=copy.deepcopy(self.cache),
+                past_key_values=cache,
                 **{**kwargs, "return_dict_in_generate": False},
             )
         finally:
@@ -101,7 +102,7 @@ class Session:
     def fork(self) -> "Session":
         """Return an independent copy: reading in one does not touch the other."""
         twin = Session(self.model, self.batch_size)
-        twin.cache = copy.deepcopy(self.cache)
+        twin.cache = fork_cache(self.cache)
         twin.source = self.source
         return twin
 
