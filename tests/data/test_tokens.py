@@ -63,6 +63,11 @@ def test_skip_goes_on_where_reading_stopped(stream: TokenStream):
     assert list(stream.skip(10_000)) == []
 
 
+def test_estimate_is_near_the_truth_and_looks_at_one_block_only(stream: TokenStream):
+    assert 400 < stream.estimate() < 700
+    assert stream.tokenizer.longest <= 100
+
+
 def test_text_is_tokenised_in_blocks(stream: TokenStream):
     first = next(chunks(stream, 5))
     assert first[0].tolist() == [0, 1, 2, 3, 4]

@@ -47,6 +47,12 @@ class TokenStream(Iterable[int]):
         for block in blocks(self.document.pieces(), self.block_characters):
             yield from self.tokenizer(block, add_special_tokens=False, verbose=False)["input_ids"]
 
+    def estimate(self) -> int:
+        """Return about how many tokens there are, from the first block alone."""
+        first = next(blocks(self.document.pieces(), self.block_characters))
+        tokens = len(self.tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"])
+        return round(tokens * self.document.characters / len(first))
+
     def skip(self, tokens: int) -> Iterator[int]:
         """Return an iterator that stands after the first `tokens` tokens.
 

@@ -143,21 +143,15 @@ def sliding_window_perplexity(
 
 @torch.no_grad()
 def streaming_perplexity(
-    session: StreamingSession,
-    chunks: Iterable[Tensor],
-    *,
-    last_logits: Tensor | None = None,
-    num_bytes: int | None = None,
+    session: StreamingSession, chunks: Iterable[Tensor], *, num_bytes: int | None = None
 ) -> Perplexity:
     """Score a text as one stream: each chunk is read once, by a session that carries its state on.
 
-    The first token of a chunk is scored by the last logits of the chunk before.
+    The first token of a chunk is scored by the last logits of the chunk before; the first of all is not scored.
 
     Args:
         session: what reads; it is left at the end of the text.
         chunks: the text in pieces `[1, seq]`.
-        last_logits: `[1, vocabulary]` that the session gave for the token before the text; without them the first token
-            is not scored.
         num_bytes: UTF-8 length of the scored tokens.
 
     Raises:
@@ -165,7 +159,7 @@ def streaming_perplexity(
     """
     result = Perplexity(bytes=num_bytes)
     began = time.perf_counter()
-    last = last_logits
+    last: Tensor | None = None
     for chunk in chunks:
         logits = session.logits(chunk)[0]
         targets = chunk[0].to(logits.device)

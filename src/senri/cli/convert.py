@@ -1,0 +1,34 @@
+"""`senri convert`: a pretrained checkpoint becomes a Senri model."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def convert(
+    *overrides: str,
+    preset: str,
+    out: Path,
+    base: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    calibration_text: Path | None = None,
+) -> None:
+    """Give a pretrained model a memory.
+
+    Args:
+        overrides: knobs of the preset such as memory.rule=delta.
+        preset: a name in config/presets, or a YAML file.
+        out: folder to write.
+        base: a Hub id, a folder or a .gguf file; the preset's own if not given.
+        dtype: of the written weights.
+        calibration_text: what calibration reads; the Python language reference if not given.
+    """
+    from senri.cli.opening import quieten
+
+    quieten()
+    from rich.console import Console
+
+    from senri.conversion import convert as convert_checkpoint
+
+    result = convert_checkpoint(base, preset, out, overrides=overrides, calibration_text=calibration_text, dtype=dtype)
+    Console().print(result.table.render())
+    print(f"written to {out}.")
