@@ -1,0 +1,242 @@
+"""MemoryInputs and MemoryBranch: cuts, padding, token shift, learned strengths, sizes, and the whitened start."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from senri.errors import SenriError
+from senri.memory import MemoryBranch, MemoryConfig
+from senri.memory.short_convolution import ShortConvolution
+
+HIDDEN = 16
+KINDS = {
+    "shared": {"segment_length": 4},
+    "shared_shift": {"segment_length": 4, "token_shift": True},
+    "shared_convolution": {"segment_length": 4, "short_convolution": 3},
+    "own_shift": {"segment_length": 4, "projections": "own", "token_shift": True},
+    "recall": {
+        "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
+        "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
+        "token_shift": True, "short_convolution": 4, "learned_write_strength": True, "write_strength": 0.4,
+    },
+    "gated": {"rule": "gated_delta", "projections": "own", "learned_write_strength": True, "write_strength": 0.5},
+    "batch": {"scope": "batch", "segment_length": 4, "token_shift": True, "order": "update_then_retrieve"},
+}  # fmt: skip
+
+
+def build(kind, seed=0):
+    torch.manual_seed(seed)
+    branch = MemoryBranch(MemoryConfig(**KINDS[kind]), HIDDEN, 4, 2, 4, 4)
+    for name, parameter in branch.named_parameters():
+        if "proj.weight" in name or name.endswith("conv_k.weight") or name.endswith("conv_q.weight"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return branch.double()
+
+
+def double(state):
+    return {name: x.double() if x.is_floating_point() else x for name, x in state.items()}
+
+
+def tokens(branch, batch, seq, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(batch, seq, HIDDEN, generator=generator, dtype=torch.float64)
+    if branch.config.projections == "own":
+        return hidden, None
+    return hidden, tuple(
+        torch.randn(batch, heads, seq, 4, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)
+    )
+
+
+def run(branch, hidden, shared, state, mask=None):
+    with torch.no_grad():
+        return branch(hidden, state, shared=shared, mask=mask)
+
+
+def part(hidden, shared, begin, end):
+    return hidden[:, begin:end], None if shared is None else tuple(x[:, :, begin:end] for x in shared)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cuts_never_show(kind):
+    branch = build(kind)
+    hidden, shared = tokens(branch, 2, 13)
+    whole, wanted = run(branch, hidden, shared, double(branch.init_state(2)))
+    assert whole.shape == (2, branch.num_heads, 13, branch.value_dim)
+    for cuts in ((0, 6, 13), (0, 1, 2, 3, 9, 13), tuple(range(14))):
+        state, outs = double(branch.init_state(2)), []
+        for begin, end in itertools.pairwise(cuts):
+            out, state = run(branch, *part(hidden, shared, begin, end), state)
+            outs.append(out)
+        torch.testing.assert_close(torch.cat(outs, 2), whole)
+        assert state.keys() == wanted.keys() == branch.init_state(2).keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(state[name], tensor)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "batch"])
+@pytest.mark.parametrize("cut", (0, 3, 8))
+def test_padding_changes_nothing(kind, cut):
+    branch = build(kind)
+    hidden, shared = tokens(branch, 3, 13)
+    mask = torch.ones(3, 13, dtype=torch.bool)
+    mask[1, :5] = False
+    mask[2, [0, 4, 5, 11, 12]] = False
+    state, outs = double(branch.init_state(3)), []
+    for begin, end in ((0, cut), (cut, 13)):
+        out, state = run(branch, *part(hidden, shared, begin, end), state, mask[:, begin:end])
+        outs.append(out)
+    out = torch.cat(outs, 2)
+    for row in range(3):
+        kept = mask[row]
+        alone = None if shared is None else tuple(x[row : row + 1][:, :, kept] for x in shared)
+        wanted, wanted_state = run(branch, hidden[row : row + 1, kept], alone, double(branch.init_state(1)))
+        torch.testing.assert_close(out[row : row + 1][:, :, kept], wanted)
+        for name, tensor in wanted_state.items():
+            torch.testing.assert_close(state[name][row : row + 1], tensor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_write_gives_the_state_of_forward(kind):
+    branch = build(kind)
+    hidden, shared = tokens(branch, 2, 13)
+    mask = torch.ones(2, 13, dtype=torch.bool)
+    mask[0, :4] = False
+    _, wanted = run(branch, hidden, shared, double(branch.init_state(2)), mask)
+    with torch.no_grad():
+        got = branch.write(hidden, double(branch.init_state(2)), shared=shared, mask=mask)
+        assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
+        if shared is not None and kind != "shared_convolution":
+            got = branch.write(hidden, double(branch.init_state(2)), shared=shared[1:], mask=mask)
+            assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
+
+
+def test_token_shift_writes_the_value_under_the_key_before():
+    branch = build("shared_shift")
+    hidden, (q, k, v) = tokens(branch, 1, 4)
+    _, state = run(branch, hidden, (q, k, v), double(branch.init_state(1)))
+    phi = F.elu(k) + 1
+    torch.testing.assert_close(state["M"], torch.einsum("bhtk,bhtv->bhkv", phi[:, :, :3], v[:, :, 1:]))
+    torch.testing.assert_close(state["z"], phi[:, :, :3].sum(2))
+
+
+@pytest.mark.parametrize("kind", ("shared_shift", "recall"))
+def test_the_first_token_writes_nothing_and_later_ones_do(kind):
+    branch = build(kind)
+    hidden, shared = tokens(branch, 1, 4)
+    _, first = run(branch, *part(hidden, shared, 0, 1), double(branch.init_state(1)))
+    assert first["started"].all()
+    assert not first["M"].any()
+    assert first["count"].tolist() == [1]
+    state = first
+    for t in range(1, 4):
+        _, state = run(branch, *part(hidden, shared, t, t + 1), state)
+    assert state["M"].any()
+
+
+def test_short_convolution_equals_conv1d_and_starts_as_a_delay():
+    x = torch.randn(2, 9, 6)
+    for delay in (0, 1):
+        convolution = ShortConvolution(6, 4, delay)
+        past = torch.zeros(2, 3, 6)
+        out, _ = convolution(x, past)
+        assert torch.equal(out, F.pad(x, (0, 0, delay, 0))[:, :9])
+        torch.nn.init.normal_(convolution.weight)
+        out, past = convolution(x, past)
+        wanted = F.conv1d(F.pad(x.transpose(1, 2), (3, 0)), convolution.weight.unsqueeze(1), groups=6).transpose(1, 2)
+        torch.testing.assert_close(out, wanted)
+        assert torch.equal(past, x[:, -3:])
+
+
+def test_learned_strengths_start_at_their_configured_value_and_learn():
+    branch = MemoryBranch(MemoryConfig(**KINDS["gated"], decay=0.97), HIDDEN, 4, 2, 4, 4)
+    hidden = torch.randn(2, 3, HIDDEN)
+    made, _ = branch.inputs(hidden, branch.init_state(2))
+    torch.testing.assert_close(made.beta, torch.full((2, 2, 3), 0.5))
+    torch.testing.assert_close(made.decay, torch.full((2, 2, 3), 0.97))
+    out, state = branch(hidden, branch.init_state(2))
+    (state["pending_M"].square().sum() + out.sum()).backward()
+    assert branch.inputs.beta_proj.weight.grad.any()
+    assert branch.inputs.decay_proj.weight.grad.any()
+
+
+def test_own_sizes_replace_the_bases():
+    branch = build("recall")
+    assert (branch.num_heads, branch.num_key_value_heads, branch.key_dim, branch.value_dim) == (4, 2, 6, 5)
+    assert branch.inputs.q_proj.weight.shape == (24, HIDDEN)
+    assert branch.inputs.q_proj.bias is not None
+    assert branch.inputs.v_proj.bias is None
+    assert branch.init_state(3)["M"].shape == (3, 2, 6, 5)
+
+
+@pytest.mark.parametrize("heads,key_dim", ((2, 4), (4, 16)))
+def test_the_whitened_start_sees_white_and_maps_queries_as_keys(heads, key_dim):
+    config = MemoryConfig(
+        combine="add", projections="own", num_heads=2 * heads, num_key_value_heads=heads, key_dim=key_dim, value_dim=4
+    )
+    inputs = MemoryBranch(config, HIDDEN, 4, 2, 4, 4).inputs.double()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(500, HIDDEN, generator=generator, dtype=torch.float64)
+    hidden = hidden @ torch.randn(HIDDEN, HIDDEN, generator=generator, dtype=torch.float64) + 5.0
+    covariance = torch.cov(hidden.T, correction=0)
+    inputs.initialise_from_whitening(hidden.mean(0), covariance, torch.Generator().manual_seed(1))
+    keys = inputs.k_proj(hidden)
+    torch.testing.assert_close(keys.mean(0), torch.zeros_like(keys[0]))
+    if heads * key_dim <= HIDDEN:
+        torch.testing.assert_close(
+            torch.cov(keys.T, correction=0), torch.eye(heads * key_dim).double(), atol=0.05, rtol=0
+        )
+    queries = inputs.q_proj(hidden).view(500, heads, 2, key_dim)
+    torch.testing.assert_close(queries[:, :, 0], keys.view(500, heads, key_dim))
+    torch.testing.assert_close(queries[:, :, 1], keys.view(500, heads, key_dim))
+    again = inputs.k_proj.weight.clone()
+    inputs.initialise_from_whitening(hidden.mean(0), covariance, torch.Generator().manual_seed(1))
+    assert torch.equal(inputs.k_proj.weight, again)
+
+
+def test_bfloat16_modules_keep_a_float32_state():
+    for kind in KINDS:
+        branch = build(kind).bfloat16()
+        hidden, shared = tokens(branch, 2, 7)
+        shared = None if shared is None else tuple(x.bfloat16() for x in shared)
+        out, state = run(branch, hidden.bfloat16(), shared, branch.init_state(2))
+        assert out.dtype == torch.bfloat16
+        assert {x.dtype for name, x in state.items() if name not in ("count", "started")} == {torch.float32}
+        assert out.isfinite().all()
+
+
+def test_rows_of_a_shared_state_may_grow_from_one():
+    branch = build("batch")
+    hidden, shared = tokens(branch, 1, 6)
+    _, state = run(branch, hidden, shared, double(branch.init_state(1)))
+    hidden, shared = tokens(branch, 3, 5)
+    out, state = run(branch, hidden, shared, state)
+    assert out.shape[0] == 3
+    assert state["M"].shape[0] == 1
+    assert state["conv_k"].shape[0] == 3
+
+
+def test_what_is_given_must_fit_the_projections():
+    shared, own = build("shared"), build("own_shift")
+    hidden, qkv = tokens(shared, 2, 5)
+    with pytest.raises(SenriError, match=r"needs the layer's \(q, k, v\), but 0 were given"):
+        shared(hidden, shared.init_state(2))
+    with pytest.raises(SenriError, match=r"needs the layer's \(q, k, v\), but 2 were given"):
+        build("shared_convolution").write(hidden, build("shared_convolution").init_state(2), shared=qkv[1:])
+    with pytest.raises(SenriError, match="projections is 'own'"):
+        own(hidden, own.init_state(2), shared=qkv)
+    with pytest.raises(SenriError, match="shared projections"):
+        shared.inputs.initialise_from_whitening(torch.zeros(HIDDEN), torch.eye(HIDDEN))
+    with pytest.raises(SenriError, match=rf"hidden_size is {HIDDEN}"):
+        own.inputs.initialise_from_whitening(torch.zeros(3), torch.eye(3))
+    with pytest.raises(SenriError, match="num_key_value_heads"):
+        MemoryBranch(MemoryConfig(projections="own", num_heads=3), HIDDEN, 4, 2, 4, 4)
+
+
+def test_reset_parameters_restores_the_start():
+    branch = build("recall").float()
+    branch.reset_parameters()
+    fresh = MemoryBranch(MemoryConfig(**KINDS["recall"]), HIDDEN, 4, 2, 4, 4)
+    for name in ("inputs.conv_q.weight", "inputs.conv_k.weight", "inputs.beta_proj.weight", "memory.norm_weight"):
+        assert torch.equal(branch.get_parameter(name), fresh.get_parameter(name))

@@ -1,0 +1,39 @@
+"""MemoryConfig: what it refuses, in a sentence that names the field."""
+
+import pytest
+
+from senri.errors import SenriError
+from senri.memory import MemoryConfig
+
+
+def test_round_trip():
+    config = MemoryConfig(rule="delta", feature_map="l2", normaliser="rmsnorm", key_dim=7, projections="own")
+    assert MemoryConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"rule": "dleta"}, r"memory\.rule is 'dleta': did you mean 'delta'"),
+        ({"segmentlength": 3}, r"'memory\.segmentlength': did you mean 'segment_length'"),
+        ({"segment_length": 0}, r"memory\.segment_length is 0"),
+        ({"segment_length": -4}, r"memory\.segment_length is -4"),
+        ({"segment_length": "256"}, r"memory\.segment_length is '256' \(str\), but it must be int"),
+        ({"segment_length": True}, r"memory\.segment_length is True \(bool\)"),
+        ({"token_shift": 1}, r"memory\.token_shift is 1 \(int\), but it must be bool"),
+        ({"write_strength": 0.0}, r"memory\.write_strength is 0\.0"),
+        ({"write_strength": 1.5}, r"memory\.write_strength is 1\.5"),
+        ({"learned_write_strength": True}, r"write_strength is 1\.0, where a learned strength cannot start"),
+        ({"rule": "gated_delta", "decay": 1.0}, r"decay is 1\.0"),
+        ({"short_convolution": 1}, r"short_convolution is 1"),
+        ({"short_convolution": -1}, r"short_convolution is -1"),
+        ({"eps": 0.0}, r"memory\.eps is 0\.0"),
+        ({"feature_map": "l2"}, r"needs features that are never negative"),
+        ({"scope": "batch", "granularity": "token"}, r"scope 'batch'"),
+        ({"combine": "add"}, r"combine 'add'"),
+        ({"key_dim": 8}, r"memory\.key_dim is set, but shared projections"),
+    ],
+)
+def test_bad_values(values, message):
+    with pytest.raises(SenriError, match=message):
+        MemoryConfig.from_dict(values)
