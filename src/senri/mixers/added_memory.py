@@ -15,7 +15,7 @@ class AddedMemory(SoftmaxAttention):
     """Add mixer: attention + projection(memory). The projection starts at zero, so a fresh branch adds nothing."""
 
     def __init__(self, config: Any, layer_idx: int) -> None:
-        super().__init__(config, layer_idx, sliding=config.sliding_window is not None)
+        super().__init__(config, layer_idx, sliding=config.layer_types[layer_idx] == "hybrid_sliding")
         sizes = config.memory_sizes()
         self.memory_enabled = True
         self.memory = MemoryBranch(config.memory_config, **sizes)

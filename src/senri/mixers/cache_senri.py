@@ -24,7 +24,7 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
-from transformers.utils import is_torchdynamo_compiling
+from transformers.utils.import_utils import is_torchdynamo_compiling
 
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
@@ -87,7 +87,7 @@ class SenriMemoryLayer(LinearAttentionLayer):
             self.memory_state = self._branch().init_state(batch_size, device)
             if self.is_static and not is_torchdynamo_compiling():
                 for tensor in self.memory_state.values():
-                    torch._dynamo.mark_static_address(tensor)  # type: ignore[no-untyped-call]
+                    torch._dynamo.mark_static_address(tensor)
         return self.memory_state
 
     def store_memory(self, state: LayerState, write: RecordedWrite) -> None:

@@ -3,6 +3,7 @@
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
 from senri.mixers.cache_senri import RecordedWrite, SenriMemoryLayer
 from senri.mixers.context import MixerMasks, PackedRows
@@ -37,17 +38,24 @@ def recall(
     batch = hidden_states.shape[0]
     if past_key_values is None:
         state = branch.init_state(batch, hidden_states.device)
-        out, _ = branch(hidden_states, state, shared=shared, mask=masks.tokens)
-        return out.transpose(1, 2)
+        return _run(branch, hidden_states, state, shared, masks.tokens)[0]
     layer = past_key_values.layers[layer_idx]
     assert isinstance(layer, SenriMemoryLayer)
     before = layer.memory_before(batch, hidden_states.device)
-    out, state = branch(hidden_states, before, shared=shared, mask=masks.tokens)
-    written = shared
+    out, state = _run(branch, hidden_states, before, shared, masks.tokens)
+    written: tuple[Tensor, ...] | None = shared
     if shared is not None and not branch.config.short_convolution:
         written = shared[1:]  # a convolution's past holds queries too; otherwise they leave no trace
     layer.store_memory(state, RecordedWrite(before, hidden_states, written, masks.tokens))
-    return out.transpose(1, 2)
+    return out
+
+
+def _run(
+    branch: MemoryBranch, hidden_states: Tensor, state: LayerState, shared: QKV | None, mask: Tensor | None
+) -> tuple[Tensor, LayerState]:
+    out: Tensor
+    out, new_state = branch(hidden_states, state, shared=shared, mask=mask)
+    return out.transpose(1, 2), new_state
 
 
 def _recall_packed(branch: MemoryBranch, hidden_states: Tensor, shared: QKV | None, sequence_ids: Tensor) -> Tensor:
@@ -57,5 +65,5 @@ def _recall_packed(branch: MemoryBranch, hidden_states: Tensor, shared: QKV | No
     if shared is not None:
         q, k, v = (rows.unpack(part.transpose(1, 2)).transpose(1, 2) for part in shared)
         unpacked = (q, k, v)
-    out, _ = branch(rows.unpack(hidden_states), state, shared=unpacked, mask=rows.mask)
-    return rows.pack(out.transpose(1, 2), like=hidden_states)
+    out, _ = _run(branch, rows.unpack(hidden_states), state, unpacked, rows.mask)
+    return rows.pack(out, like=hidden_states)

@@ -38,7 +38,7 @@ class WindowMemory(SoftmaxAttention):
     """Gate mixer: projections are shared with local attention unless the memory has its own; one output projection."""
 
     def __init__(self, config: Any, layer_idx: int) -> None:
-        super().__init__(config, layer_idx, sliding=config.sliding_window is not None)
+        super().__init__(config, layer_idx, sliding=config.layer_types[layer_idx] == "hybrid_sliding")
         memory = config.memory_config
         self.shares_projections = memory.projections == "shared"
         self.memory_enabled = True

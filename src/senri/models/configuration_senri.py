@@ -86,7 +86,7 @@ class SenriConfig(PreTrainedConfig):
         self._check_sizes()
         if self.layer_types is None:
             self.layer_types = self._derive_layer_types()
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def family(self) -> str:

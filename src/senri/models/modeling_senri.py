@@ -24,8 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from senri.memory import Memory, MemoryInputs
@@ -72,6 +71,7 @@ class SenriDecoderLayer(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> Tensor:
         """Return the new hidden states `[batch, seq, hidden]`."""
+        mixed: Tensor
         mixed, _ = self.self_attn(
             self.input_layernorm(hidden_states),
             masks=masks,
@@ -81,9 +81,13 @@ class SenriDecoderLayer(GradientCheckpointingLayer):
         )
         mixed = self.dropout(mixed)
         if self.parallel_residual:
-            return self.dropout(self.mlp(self.post_attention_layernorm(hidden_states))) + mixed + hidden_states
+            return self._transform(hidden_states) + mixed + hidden_states
         hidden_states = hidden_states + mixed
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        return hidden_states + self._transform(hidden_states)
+
+    def _transform(self, hidden_states: Tensor) -> Tensor:
+        transformed: Tensor = self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        return transformed
 
 
 class SenriPreTrainedModel(PreTrainedModel):
@@ -115,7 +119,7 @@ class SenriPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, SELF_INITIALISING):
             # What came from a checkpoint stays; children were initialised before their parent.
             loaded = [p for p in module.parameters() if getattr(p, "_is_hf_initialized", False)]
@@ -138,9 +142,9 @@ class SenriModel(SenriPreTrainedModel):
         self.embedding_dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([SenriDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = build_norm(config)
-        self.rotary_emb = SenriRotaryEmbedding(config=config)
+        self.rotary_emb = SenriRotaryEmbedding(config)
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def memory_branches(self) -> dict[int, MemoryBranch]:
         """Return the memory of each layer that has one, by layer index."""
@@ -210,7 +214,7 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
         self.model = SenriModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @can_return_tuple
     def forward(
@@ -252,7 +256,9 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden_states = outputs.last_hidden_state
+        assert hidden_states is not None
+        logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -271,7 +277,9 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
     @contextmanager
     def memory_disabled(self) -> Iterator[None]:
         """Switch every memory off: window alone (gate), the base (add), or that attention removed (alone)."""
-        mixers = [module for module in self.modules() if isinstance(module, SenriMixer) and hasattr(module, "memory")]
+        mixers: list[Any] = [
+            mixer for mixer in self.modules() if isinstance(mixer, SenriMixer) and hasattr(mixer, "memory")
+        ]
         before = [mixer.memory_enabled for mixer in mixers]
         for mixer in mixers:
             mixer.memory_enabled = False

@@ -16,6 +16,9 @@ the part of a position above a multiple of this is reduced to one turn in float6
 class SenriRotaryEmbedding(GPTNeoXRotaryEmbedding):
     """Cosines and sines for (partial) rotary embedding; for Llama the rotary part is the whole head."""
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ as many query heads as keys; whatever differs stays with `chunked`.
 """
 
 from functools import cache
+from importlib import import_module  # an import statement would make fla a requirement of exported checkpoints
 from importlib.util import find_spec
 
 import torch
@@ -41,8 +42,7 @@ def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, beta: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As `naive.linear_attention`, inclusive. Returns (out, state)."""
-    from fla.ops.simple_gla import chunk_simple_gla
-
+    chunk_simple_gla = import_module("fla.ops.simple_gla").chunk_simple_gla
     check(q, k, v, state, beta, decay, None)
     written = v if beta is None else (v * beta[..., None]).to(v.dtype)
     out, state = chunk_simple_gla(*(_turned(x) for x in (q, k, written)), g=_turned(_log(decay, k)), **_common(state))
@@ -57,12 +57,10 @@ def gated_delta_rule(
     strength = _turned(erase_or_beta(beta, None, k).to(k.dtype))
     turned = [_turned(x) for x in (q, k, v)]
     if decay is None:
-        from fla.ops.delta_rule import chunk_delta_rule
-
+        chunk_delta_rule = import_module("fla.ops.delta_rule").chunk_delta_rule
         out, state = chunk_delta_rule(*turned, beta=strength, **_common(state))
     else:
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-
+        chunk_gated_delta_rule = import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
         out, state = chunk_gated_delta_rule(*turned, g=_turned(_log(decay, k)), beta=strength, **_common(state))
     return _turned(out), state
 
