@@ -33,6 +33,11 @@ def test_keeps_the_smallest_sufficient_rank():
     assert cleaned.dtype == torch.float32
 
 
+def test_an_exactly_sufficient_rank_is_enough():
+    _, stats = clean_matrix(torch.eye(2)[None, None], 0.5)
+    assert stats.retained_rank == 1
+
+
 def test_max_rank_and_full_energy():
     matrix = with_singular_values(5, 4, 3, 2)[None, None]
     same, stats = clean_matrix(matrix, 1.0)

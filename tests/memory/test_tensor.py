@@ -147,6 +147,31 @@ def test_scope_batch_averages_the_updates_of_all_rows(order, inputs, empty):
     torch.testing.assert_close(out[:, :, 9], last)
 
 
+def test_scope_batch_averages_what_the_rows_decays_leave(inputs, empty):
+    memory = build("gated", scope="batch")
+    tensors = inputs(memory, batch=2, seq=8)
+    tensors["beta"][:, :, 4:] = 0.0
+    _, before = memory.scan(state=empty(memory, 2), **part(tensors, 0, 4))
+    _, after = memory.scan(state=before, **part(tensors, 4, 8))
+    left = tensors["decay"][:, :, 4:].prod(dim=2).mean(dim=0)
+    torch.testing.assert_close(after["M"], before["M"] * left[None, :, None, None])
+
+
+@pytest.mark.parametrize("kind,granularity,order", ALL)
+@pytest.mark.parametrize("scope", ("sequence", "batch"))
+def test_read_answers_as_a_token_that_writes_nothing(kind, granularity, order, scope, inputs, empty):
+    if scope == "batch" and granularity == "token":
+        return
+    memory = build(kind, granularity, order, scope=scope)
+    _, state = memory.scan(state=empty(memory, 2), **inputs(memory, batch=2, seq=10))
+    silent = inputs(memory, batch=2, seq=1, seed=5)
+    silent["beta"].zero_()
+    if "decay" in silent:
+        silent["decay"].fill_(1.0)
+    out, _ = memory.scan(state=state, **silent)
+    torch.testing.assert_close(memory.read(silent["q"], state), out)
+
+
 def test_scope_batch_of_one_row_scales_by_the_segment(inputs, empty):
     shared, own = build("linear", scope="batch"), build("linear")
     tensors = inputs(shared, batch=1, seq=8)
@@ -160,7 +185,7 @@ def written_tokens(memory, tensors, state, at):
     """Which tokens' values the outputs of position `at` have a gradient to."""
     tensors = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     out, _ = memory.scan(state=state, **tensors)
-    names = ("q", "k", "v", "beta")
+    names = list(tensors)
     grads = torch.autograd.grad(out[:, :, at].sum(), [tensors[n] for n in names], allow_unused=True)
     return {
         name: set()
@@ -194,6 +219,9 @@ def test_gradients_reach_as_far_as_the_policy_says(kind, granularity, order, gra
     found = written_tokens(memory, tensors, empty(memory, 1), at=9)
     assert found["v"] == set(tokens)
     assert found["k"] == set(tokens)
+    assert found["beta"] == set(tokens)
+    if "decay" in found and gradient == "none":
+        assert not found["decay"]
     assert found["q"] == {9}
     same, _ = build(kind, granularity, order).scan(state=empty(memory, 1), **tensors)
     torch.testing.assert_close(memory.scan(state=empty(memory, 1), **tensors)[0], same)
