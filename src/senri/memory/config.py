@@ -30,7 +30,8 @@ class MemoryConfig:
         feature_map: phi, applied to keys and queries.
         dpfp_order: number of rolls of the DPFP map (its output is `2 * key_dim * dpfp_order` wide).
         normaliser: `denominator` divides a read by phi(q) z; `rmsnorm` normalises each head of the read.
-        granularity: `segment` lets a write become visible at the end of its segment, `token` at once.
+        granularity: `segment` lets a write become visible at the end of its segment, `token` at once; the delta
+            rules with `rmsnorm` are only stable with `token` (docs/memory.md).
         segment_length: tokens between two memory updates.
         order: `retrieve_then_update` reads before the own write is visible, `update_then_retrieve` after; both causal.
         scope: `sequence` (each row its own state) or `batch` (one state for all rows; updates averaged).
