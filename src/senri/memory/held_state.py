@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import Tensor
 
-from senri.errors import SenriError
 from senri.memory.base import LayerState, Memory
 from senri.memory.cleaning import SVDCleaningStats
 
@@ -73,17 +72,3 @@ class HeldState(Memory):
     ) -> LayerState:
         """Write the tokens so that the next read sees them all. Memories that write by segments override this."""
         return self.write(k, v, state, beta, decay)
-
-
-def check_rows(state: LayerState, batch: int) -> None:
-    """Check that a state fits a call of `batch` rows.
-
-    Raises:
-        SenriError: a tensor of the state has another number of rows (1 fits all).
-    """
-    for name, tensor in state.items():
-        if tensor.shape[0] not in (1, batch):
-            raise SenriError(
-                f"the memory state's {name!r} has {tensor.shape[0]} rows, but the call has {batch}: "
-                f"reset the memory or make a state with init_state({batch})."
-            )

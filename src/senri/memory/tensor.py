@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from senri.errors import SenriError
 from senri.memory.base import LayerState
+from senri.memory.checks import check_call, check_rows
 from senri.memory.cleaning import SVDCleaningStats, clean_matrix
 from senri.memory.config import MemoryConfig
 from senri.memory.features import apply_feature_map, feature_width
-from senri.memory.held_state import HeldState, check_rows
+from senri.memory.held_state import HeldState
 from senri.memory.merging import merge_layer_states
 from senri.memory.reading import join_state, normalise, product, split_state
 from senri.memory.segment_scan import Running, make_grid, segment_scan
@@ -234,7 +235,7 @@ class TensorMemory(HeldState):
         at_once: bool = False,
     ) -> tuple[Tensor | None, LayerState]:
         """Scan; without q only write; `at_once` takes the call as one whole segment that is committed at its end."""
-        self._check_call(q, k, v, state, beta, decay, mask)
+        check_call(self, q, k, v, state, beta, decay, mask)
         batch, heads, seq, _ = k.shape
         if seq == 0:
             return (None if q is None else q.new_zeros(batch, self.num_heads, 0, self.value_dim)), state
@@ -316,30 +317,3 @@ class TensorMemory(HeldState):
         if running.decayed is not None:
             new["pending_decay"] = running.decayed
         return {name: new[name] for name in state}
-
-    def _check_call(
-        self,
-        q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        state: LayerState,
-        beta: Tensor | None,
-        decay: Tensor | None,
-        mask: Tensor | None,
-    ) -> None:
-        batch, seq = k.shape[0], k.shape[-2]
-        heads = self.num_key_value_heads
-        wanted = {
-            "q": (q, (batch, self.num_heads, seq, self.key_dim)),
-            "k": (k, (batch, heads, seq, self.key_dim)),
-            "v": (v, (batch, heads, seq, self.value_dim)),
-            "beta": (beta, (batch, heads, seq)),
-            "decay": (decay, (batch, heads, seq)),
-            "mask": (mask, (batch, seq)),
-        }
-        for name, (tensor, shape) in wanted.items():
-            if tensor is not None and tuple(tensor.shape) != shape:
-                raise SenriError(f"{name} of the memory has shape {tuple(tensor.shape)}, but it must be {shape}.")
-        if decay is not None and self.config.rule != "gated_delta":
-            raise SenriError(f"decay was given, but memory.rule is {self.config.rule!r}: only 'gated_delta' decays.")
-        check_rows(state, batch)
