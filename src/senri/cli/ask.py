@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from senri.cli.generation import Conversation, GenerateSettings
-from senri.cli.opening import open_model
+from senri.cli.opening import open_model, open_session
 from senri.settings import load_settings
 
 
@@ -26,10 +26,8 @@ def ask(
     prompt = conversation.ask(question)
     import torch
 
-    from senri.models import Session
-
     torch.manual_seed(settings.seed)
-    live = Session.load(session, loaded)
+    live = open_session(session, loaded)
     print(conversation.answered(live.generate(prompt, **settings.arguments())))
     if save:
         live.save(session)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from senri.cli.generation import Conversation, GenerateSettings
-from senri.cli.opening import check_session_place, open_model
+from senri.cli.opening import check_session_place, open_model, open_session
 from senri.settings import load_settings
 
 _QUIT = "/quit"
@@ -26,10 +26,8 @@ def chat(*overrides: str, model: Path, session: Path, save: bool = False, config
     from rich.console import Console
     from transformers import TextStreamer
 
-    from senri.models import Session
-
     torch.manual_seed(settings.seed)
-    live = Session.load(session, loaded)
+    live = open_session(session, loaded)
     conversation = Conversation(tokenizer)
     prompt = Console(stderr=True)
     prompt.print(f"{live.tokens_read:,} tokens read. {_QUIT} ends.", style="dim")

@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"senri: error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as stop:
-        print(f"senri: {stop or 'interrupted; nothing was changed.'}", file=sys.stderr)
+        print(f"senri: {str(stop) or 'interrupted; nothing was changed.'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output, such as `head`, has gone: nothing is left to say.

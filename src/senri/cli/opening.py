@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from senri.errors import SenriError
 
 if TYPE_CHECKING:
-    from senri.models import SenriForCausalLM
+    from senri.models import SenriForCausalLM, Session
 
 
 def open_model(folder: Path) -> tuple["SenriForCausalLM", Any]:
@@ -53,6 +53,23 @@ def model_type_of(folder: Path) -> str:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SenriError(f"{str(folder)!r} is not a model folder: its config.json is missing or damaged.") from error
+
+
+def open_session(path: Path, model: "SenriForCausalLM") -> "Session":
+    """Load a session; a memory file, such as `senri memory merge` writes, becomes a session without a window.
+
+    Raises:
+        SenriError: not a Senri file, damaged, or of another model.
+    """
+    from senri.memory import MemoryState
+    from senri.memory.file import read_file
+    from senri.models import Session
+
+    if read_file(path)[1].kind == "session":
+        return Session.load(path, model)
+    session = Session(model)
+    session.set_memory_state(MemoryState.load(path))
+    return session
 
 
 def check_session_place(path: Path) -> None:

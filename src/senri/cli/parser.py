@@ -109,6 +109,8 @@ def _one_sentence(message: str) -> str:
         kinds = re.findall(r"Expected an? (.+?)(?=\.? Got| - Expected| Given|$)", text)
         allowed = " or ".join(_literals(kind) for kind in kinds if "NoneType" not in kind)
         return f"{flag} is {found[2]!r}, but it should be {allowed}."
+    if found := re.search(r"unrecognized arguments: ([\w.]+=.*)", text):
+        return f"{found[1]} stands apart: put all key=value words together, after the options."
     return text if text.endswith((".", ")")) else f"{text}."
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from senri.cli.interruption import Stopped
-from senri.cli.opening import check_session_place, open_model
+from senri.cli.opening import check_session_place, open_model, open_session
 from senri.cli.reading import read_stream
 from senri.errors import SenriError
 from senri.settings import load_settings, save_resolved
@@ -56,7 +56,8 @@ def read(
         tokens: read the text up to this token, or all of it.
         config: a YAML file of settings instead of config/read.yaml.
     """
-    settings = load_settings(ReadSettings, config or "read", [*overrides, *([f"tokens={tokens}"] if tokens else [])])
+    words = [*overrides, *([f"tokens={tokens}"] if tokens is not None else [])]
+    settings = load_settings(ReadSettings, config or "read", words)
     check_session_place(session)
     from senri.data import TokenStream, open_document
 
@@ -64,7 +65,7 @@ def read(
     loaded, tokenizer = open_model(model)
     from senri.models import Session, SourceProgress
 
-    live = Session.load(session, loaded) if session.exists() else Session(loaded)
+    live = open_session(session, loaded) if session.exists() else Session(loaded)
     start = _position_in(live, document.sha256)
 
     def save(position: int) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from senri.cli.interruption import noticed_stops
 
@@ -65,11 +66,12 @@ def read_stream(
     with noticed_stops() as request, _progress() as progress:
         name = stream.document.name
         total = stop if stop is not None else max(stream.estimate(), start)
-        task = progress.add_task(name, total=total, completed=start, detail="")
+        task = progress.add_task(name, total=total, completed=start)
         for record in read_chunks(session, chunks(wanted, chunk_size)):
             records.append(record)
             position += record.chunk_tokens
-            progress.update(task, completed=position, total=max(total, position), detail=_detail(record))
+            progress.update(task, completed=position, total=max(total, position))
+            progress.detail = _detail(record)
             if request.asked:
                 break
             if time.monotonic() - saved_at >= save_every_seconds:
@@ -86,12 +88,22 @@ def _at_end(tokens: Iterator[int]) -> bool:
     return next(tokens, None) is None
 
 
-def _progress() -> Progress:
-    return Progress(
+class _ReadingProgress(Progress):
+    """A progress bar with a second line below it, so that nothing is cut off in a narrow terminal."""
+
+    detail = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.detail)
+
+
+def _progress() -> _ReadingProgress:
+    return _ReadingProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens{task.fields[detail]}"),
+        TextColumn("tokens"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
@@ -102,4 +114,4 @@ def _detail(record: "ReadingRecord") -> str:
 
     carried = human_bytes(record.state_bytes + record.window_bytes)
     process = human_bytes(record.process_bytes)
-    return f" | {record.tokens_per_second:,.0f} tokens/s | state {carried} | process {process} |"
+    return f"{record.tokens_per_second:,.0f} tokens/s | state {carried} | process memory {process}"
