@@ -63,12 +63,14 @@ def test_wrong_settings_are_refused_before_any_work(complaint, tmp_path, text, w
     assert not (tmp_path / "demo" / "model").exists()
 
 
+@pytest.mark.slow
 def test_another_process_continues_to_the_same_bits(model_folder, read_session):
     live = Session.load(read_session, SenriForCausalLM.from_pretrained(model_folder))
     ids = torch.arange(12)[None]
     assert torch.equal(continued_elsewhere(model_folder, read_session, ids), live.logits(ids))
 
 
+@pytest.mark.slow
 def test_a_second_process_that_fails_is_said(model_folder, read_session):
     read_session.write_bytes(b"damaged")
     with pytest.raises(SenriError, match="second process.*safetensors"):

@@ -1,3 +1,5 @@
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,9 +30,13 @@ DOCUMENTED = [
 ]
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+DOCUMENTED += re.findall(r"^ {4}(senri .*)$", PAGE, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("line", DOCUMENTED)
 def test_documented_lines_are_understood(line: str):
-    build_parser().parse_args(line.split()[1:])
+    build_parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
 def test_questions_stay_text_whatever_they_look_like():
