@@ -1,5 +1,6 @@
 """The entry point: words to a command, and what a command raises to one line and an exit code."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if not callable(command):
             command, values = command[values.action], values[values.action]
         call(command, values)
+        sys.stdout.flush()
     except SenriError as error:
         print(f"senri: error: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -69,6 +71,6 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"senri: {str(stop) or 'interrupted; nothing was changed.'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has gone: nothing is left to say.
-        sys.stderr.close()
+        # The reader of our output, such as `head`, has gone; without this the interpreter complains when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
