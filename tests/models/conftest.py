@@ -50,7 +50,6 @@ MIXERS = {
             **LINEAR_SEGMENTS,
             "rule": "gated_delta",
             "feature_map": "dpfp",
-            "normaliser": "rmsnorm",
             "decay": 0.98,
             "order": "update_then_retrieve",
         },

@@ -1,6 +1,7 @@
 """The state a cache carries: what transformers' own tests do not see."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -167,3 +168,15 @@ def test_gradients_flow_through_the_cache(memory_model: SenriForCausalLM, ids: T
     second = memory_model(ids[:, 16:], past_key_values=cache).logits.square().mean()
     got = torch.autograd.grad(second, memory_model.model.embed_tokens.weight)[0]
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_state_shared_by_the_batch_follows_its_rows(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
+    memory = {"scope": "batch", "segment_length": 4, "order": "update_then_retrieve", "token_shift": True}
+    model = build("alone", memory={"combine": "alone", **memory})
+    whole = model(ids, use_cache=False).logits
+    cache = DynamicCache(config=model.config)
+    run_in_chunks(model, ids[:, :14], 3, cache)  # within a segment, so rows have writes of their own pending
+    cache.reorder_cache(torch.tensor([1, 0]))
+    got = run_in_chunks(model, ids[[1, 0]][:, 14:], 3, cache)
+    torch.testing.assert_close(got, whole[[1, 0]][:, 14:], **TOLERANCE)

@@ -150,6 +150,7 @@ def test_a_long_forward_never_builds_a_mask_over_all_pairs(build: Callable[..., 
         ({"memory": {"rule": "delte"}}, "did you mean 'delta'"),
         ({"memory": {"ruel": "delta"}}, "unknown key 'memory.ruel'"),
         ({"memory": {"segment_length": "4"}}, "must be int"),
+        ({"memory": {"rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm"}}, "unstable"),
         ({"memory_layers": [0, 1, 2], "memory": {"combine": "alone"}}, "one must keep attention"),
     ],
 )

@@ -52,12 +52,11 @@ class RecordedWrite:
         mask = None if self.mask is None else self.mask[:, :tokens]
         return RecordedWrite(self.before, self.hidden_states[:, :tokens], shared, mask)
 
-    def select_rows(self, indices: Tensor, state_has_rows: bool) -> "RecordedWrite":
+    def select_rows(self, indices: Tensor, shared_scope: bool) -> "RecordedWrite":
         """Return the write for the given rows of the batch."""
         shared = None if self.shared is None else tuple(part[indices] for part in self.shared)
         mask = None if self.mask is None else self.mask[indices]
-        before = _select(self.before, indices) if state_has_rows else self.before
-        return RecordedWrite(before, self.hidden_states[indices], shared, mask)
+        return RecordedWrite(_select(self.before, indices, shared_scope), self.hidden_states[indices], shared, mask)
 
 
 class SenriMemoryLayer(LinearAttentionLayer):
@@ -72,7 +71,7 @@ class SenriMemoryLayer(LinearAttentionLayer):
             self.keys = self.values = None
         # Weak, so that copying a cache does not copy the model's weights.
         self.branch = weakref.ref(branch)
-        self.state_has_rows = branch.memory.config.scope == "sequence"
+        self.shared_scope = branch.memory.config.scope == "batch"
         self.memory_state: LayerState | None = None
         self.recorded: list[RecordedWrite] = []
 
@@ -134,8 +133,8 @@ class SenriMemoryLayer(LinearAttentionLayer):
         super().reset()
         self.recorded = []
         if self.is_static and self.memory_state is not None:
-            sample = next(iter(self.memory_state.values()))
-            for name, tensor in self._branch().init_state(sample.shape[0], sample.device).items():
+            device = next(iter(self.memory_state.values())).device
+            for name, tensor in self._branch().init_state(self._batch_size(), device).items():
                 self.memory_state[name].copy_(tensor)
         else:
             self.memory_state = None
@@ -168,12 +167,12 @@ class SenriMemoryLayer(LinearAttentionLayer):
     def _batch_size(self) -> int:
         if self.memory_state is None:
             return 0
-        return next(iter(self.memory_state.values())).shape[0]
+        return max(tensor.shape[0] for tensor in self.memory_state.values())
 
     def _select_memory_rows(self, indices: Tensor) -> None:
-        if self.memory_state is not None and self.state_has_rows:
-            self.memory_state = _select(self.memory_state, indices)
-        self.recorded = [write.select_rows(indices, self.state_has_rows) for write in self.recorded]
+        if self.memory_state is not None:
+            self.memory_state = _select(self.memory_state, indices, self.shared_scope)
+        self.recorded = [write.select_rows(indices, self.shared_scope) for write in self.recorded]
 
 
 class _MemoryAndKeysLayer(SenriMemoryLayer):
@@ -326,5 +325,9 @@ def _senri_layer(old: Any, branch: MemoryBranch) -> SenriMemoryLayer:
     return new
 
 
-def _select(state: LayerState, indices: Tensor) -> LayerState:
-    return {name: tensor.index_select(0, indices.to(tensor.device)) for name, tensor in state.items()}
+def _select(state: LayerState, indices: Tensor, shared_scope: bool) -> LayerState:
+    # With the scope `batch`, what all rows share has one row and stays.
+    return {
+        name: tensor if shared_scope and tensor.shape[0] == 1 else tensor.index_select(0, indices.to(tensor.device))
+        for name, tensor in state.items()
+    }

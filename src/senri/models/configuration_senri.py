@@ -149,6 +149,13 @@ class SenriConfig(PreTrainedConfig):
             raise SenriError(
                 "memory_layers names every layer, but with memory.combine 'alone' one must keep attention."
             )
+        corrects_together = memory.rule != "linear" and memory.granularity == "segment" and memory.segment_length > 1
+        if corrects_together and memory.normaliser == "rmsnorm":
+            # Every token of the segment subtracts the same wrong reading: alike keys overshoot and the state diverges.
+            raise SenriError(
+                f"memory.rule {memory.rule!r} with memory.normaliser 'rmsnorm' is unstable at memory.granularity "
+                "'segment': use memory.granularity 'token' or memory.normaliser 'denominator'."
+            )
         sizes = self.memory_sizes()
         if sizes["num_heads"] % sizes["num_key_value_heads"]:
             raise SenriError(
