@@ -80,7 +80,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_base(kind: str, folder: Path) -> Path:
-    make_base(kind).save_pretrained(folder)
+    model = make_base(kind)
+    model.generation_config.repetition_penalty = 1.25
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

@@ -35,7 +35,7 @@ class CalibrationSettings:
 
     Args:
         tokens: how many tokens of the text are read.
-        sequence_length: tokens the base reads at a time; raised to two windows where that is more.
+        sequence_length: tokens the base reads at a time; raised to two windows where gates are solved.
         block_characters: characters tokenised at a time.
         seed: of the random starts.
         solve_gate: set the gates by least squares; otherwise they stay at `memory.gate_init`.
@@ -109,10 +109,12 @@ def calibrate(
         SenriError: the text cannot be read, or is too short for the window.
     """
     config = model.config
-    window = config.sliding_window or 0
     document = open_document(text)
     stream = TokenStream(document, tokenizer, settings.block_characters)
-    length = max(settings.sequence_length, 2 * window)
+    length = settings.sequence_length
+    if _solves_gate(config, settings):
+        assert config.sliding_window is not None
+        length = max(length, 2 * config.sliding_window)
     pieces = list(chunks(islice(stream, settings.tokens), length))
     base = _base_model(config, base_weights)
     report: dict[str, Any] = {"text": document.name, "tokens": sum(piece.shape[1] for piece in pieces)}
