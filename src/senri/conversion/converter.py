@@ -138,6 +138,8 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
     """Say how the created parameters got their values, by the ends of their names."""
     memory = config.memory_config
     how = {"memory_gate.weight": f"memory.gate_init {memory.gate_init}"}
+    if fits_base(config):
+        how |= dict.fromkeys(("memory.inputs.q_proj.bias", "memory.inputs.k_proj.bias"), "zeros: the base has none")
     if memory.combine == "add":
         how["memory_o_proj.weight"] = "zeros: a fresh branch adds nothing"
     if report is None:

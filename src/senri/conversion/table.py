@@ -58,7 +58,8 @@ class ConversionTable:
             table.add_column(column, justify="right")
         for row in self.rows:
             shape = " x ".join(map(str, row.shape))
-            table.add_row(row.name, row.action, row.source, str(row.tensors), shape, f"{row.parameters:,}")
+            source = "" if row.source == row.name else row.source
+            table.add_row(row.name, row.action, source, str(row.tensors), shape, f"{row.parameters:,}")
         table.add_section()
         for action in ("kept", "converted", "created", "left out"):
             if count := self.total(action):
