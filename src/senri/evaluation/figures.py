@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from senri.evaluation.footprint import ReadingRecord
 
@@ -90,9 +90,10 @@ def _draw_bytes(panel: Axes, records: Sequence[ReadingRecord], cache_bytes: Call
     # Room above the lines for the legend, so that it covers none of them.
     low, high = min(state.min(), cache.min()), max(cache.max(), carried.max())
     panel.set_ylim(max(low, 1) / 2, high * (high / max(low, 1)) ** 0.45 * 2)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(FuncFormatter(_count))
     panel.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0", "")))
     panel.set_title(f"What is carried after {tokens[-1]:,} tokens", loc="left")
     panel.legend(frameon=False, loc="upper left")
     panel.grid(alpha=0.25)
@@ -114,7 +115,7 @@ def _draw_speed(panel: Axes, records: Sequence[ReadingRecord]) -> None:
     ratio = panel.twinx()
     ratio.set(ylabel="ratio to the mean", ylim=(0, top / mean))
     panel.set_title("Reading speed", loc="left")
-    panel.legend(frameon=False, loc="lower left")
+    panel.legend(frameon=False, loc="upper left", ncols=2)
     panel.grid(alpha=0.25)
 
 
