@@ -1,4 +1,4 @@
-"""The one exception a user of Senri is meant to see: a sentence that names the thing, what was expected and what to do."""
+"""The one exception a user is meant to see: a sentence that names the thing, what was expected and what to do."""
 
 import difflib
 from collections.abc import Iterable

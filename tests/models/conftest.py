@@ -27,6 +27,12 @@ DELTA_TOKENS = {
 MIXERS = {
     "full": {"memory_layers": []},
     "sliding": {"memory_layers": [], "sliding_window": 6, "default_layer_type": "sliding_attention"},
+    "sink": {
+        "memory_layers": [],
+        "sliding_window": 6,
+        "default_layer_type": "sliding_attention",
+        "attention_sink": True,
+    },
     "alone": {"memory_layers": [1], "memory": {**LINEAR_SEGMENTS, "combine": "alone"}},
     "alone_first": {"memory_layers": [0], "memory": {**LINEAR_SEGMENTS, "combine": "alone", "rule": "delta"}},
     "gate": {
@@ -39,6 +45,7 @@ MIXERS = {
     "add": {
         "memory_layers": [1],
         "sliding_window": 6,
+        "attention_sink": True,
         "default_layer_type": "sliding_attention",
         "memory": DELTA_TOKENS,
     },
@@ -81,8 +88,8 @@ def tiny_model(mixer: str, family: str = "llama", seed: int = 0, **options: obje
     model = SenriForCausalLM(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "memory_o_proj" in name:  # a fresh branch adds nothing; here it must
-                parameter.normal_(std=0.2)
+            if "memory_o_proj" in name or ".sink." in name:  # fresh ones add nothing; here they must
+                parameter.normal_(std=0.5)
     return model
 
 

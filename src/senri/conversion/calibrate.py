@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from senri.conversion.sinks import measured_sinks, sink_layers
 from senri.conversion.starts import fits_base
 from senri.data import TokenStream, chunks, open_document
 from senri.errors import SenriError
@@ -80,6 +81,8 @@ class LayerInputs:
 def needs_calibration(config: SenriConfig, settings: CalibrationSettings) -> bool:
     """Tell whether anything in this model is set from a text."""
     memory = config.memory_config
+    if sink_layers(config):
+        return True
     if not config.memory_layers:
         return False
     starts_from_text = memory.projections == "own" and not fits_base(config)
@@ -112,13 +115,14 @@ def calibrate(
     document = open_document(text)
     stream = TokenStream(document, tokenizer, settings.block_characters)
     length = settings.sequence_length
-    if _solves_gate(config, settings):
+    if _solves_gate(config, settings) or sink_layers(config):
         assert config.sliding_window is not None
         length = max(length, 2 * config.sliding_window)
     pieces = list(chunks(islice(stream, settings.tokens), length))
     base = _base_model(config, base_weights)
     report: dict[str, Any] = {"text": document.name, "tokens": sum(piece.shape[1] for piece in pieces)}
-    inputs = _layer_inputs(base, pieces, config.memory_layers or [])
+    with measured_sinks(base, model):
+        inputs = _layer_inputs(base, pieces, config.memory_layers or [])
     generator = torch.Generator().manual_seed(settings.seed)
     memory, gates = config.memory_config, {}
     for layer, seen in inputs.items():
@@ -141,13 +145,14 @@ def _solves_gate(config: SenriConfig, settings: CalibrationSettings) -> bool:
 
 
 def _base_model(config: SenriConfig, weights: Mapping[str, Tensor]) -> SenriModel:
-    """Return the base as a Senri model with full attention everywhere, up to the last layer with a memory."""
-    last = max(config.memory_layers or [0])
+    """Return the base as a Senri model with full attention everywhere, up to the last layer that is calibrated."""
+    last = max([*(config.memory_layers or []), *sink_layers(config)])
     changes = {
         "num_hidden_layers": last + 1,
         "memory_layers": [],
         "layer_types": None,
         "sliding_window": None,
+        "attention_sink": False,
         "default_layer_type": "full_attention",
         "memory": None,
     }
@@ -232,7 +237,9 @@ def _solve_gate(
             continue
         qkv = mixer.project(x)
         target, _ = full.attend(qkv, MixerMasks(), piece.positions, None)
-        local, _ = mixer.attend(qkv, MixerMasks(sliding_attention=BandedMask(None)), piece.positions, None)
+        beyond = (torch.arange(x.shape[1], device=x.device) >= window)[None]
+        masks = MixerMasks(sliding_attention=BandedMask(None), beyond_window=beyond)
+        local, _ = mixer.attend(qkv, masks, piece.positions, None)
         shared = qkv if mixer.shares_projections else None
         remembered, _ = mixer.memory(x, mixer.memory.init_state(1, x.device), shared=shared)
         far = slice(window, None)

@@ -123,7 +123,7 @@ def _assemble(config: SenriConfig, weights: Mapping[str, Tensor], seed: int) -> 
     model.tie_weights()
     for name in report.missing_keys:
         is_tied = config.tie_word_embeddings and name == "lm_head.weight"
-        if ".memory" not in name and not is_tied:
+        if ".memory" not in name and ".sink." not in name and not is_tied:
             raise SenriError(f"the base has no tensor for {name}, which the converted model needs.")
     return model
 
@@ -145,6 +145,8 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
     if report is None:
         return how
     text = f"{report['tokens']} tokens of {report['text']}"
+    if config.attention_sink:
+        how |= dict.fromkeys(("sink.score", "sink.value"), f"measured on {text}")
     if "gates" in report:
         how["memory_gate.weight"] = f"least squares on {text}"
     if memory.calibration == "whiten":

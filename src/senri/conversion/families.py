@@ -128,5 +128,6 @@ def convert_config(base_config: PreTrainedConfig, preset: Preset, name: str = ""
         memory_layers=list(preset.memory_layers),
         sliding_window=preset.sliding_window,
         default_layer_type=preset.default_layer_type,
+        attention_sink=preset.attention_sink,
         memory=preset.memory.to_dict(),
     )

@@ -19,6 +19,7 @@ class Preset:
         memory_layers: indices of the layers that get a memory, counted from 0.
         sliding_window: tokens a sliding layer sees, its own included; None for full attention.
         default_layer_type: attention of the layers without a memory.
+        attention_sink: keep a stand-in for the first token in every sliding layer, measured on the base.
         memory: what the memory is made of.
 
     Raises:
@@ -30,6 +31,7 @@ class Preset:
     memory_layers: list[int] = field(default_factory=list)
     sliding_window: int | None = None
     default_layer_type: Literal["full_attention", "sliding_attention"] = "full_attention"
+    attention_sink: bool = False
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def __post_init__(self) -> None:

@@ -4,10 +4,20 @@ from typing import Any
 
 from senri.mixers.added_memory import AddedMemory
 from senri.mixers.memory_alone import MemoryAlone
+from senri.mixers.sink import AttentionSink
 from senri.mixers.softmax import SenriMixer, SoftmaxAttention
 from senri.mixers.window_memory import MemoryGate, WindowMemory
 
-__all__ = ["AddedMemory", "MemoryAlone", "MemoryGate", "SenriMixer", "SoftmaxAttention", "WindowMemory", "build_mixer"]
+__all__ = [
+    "AddedMemory",
+    "AttentionSink",
+    "MemoryAlone",
+    "MemoryGate",
+    "SenriMixer",
+    "SoftmaxAttention",
+    "WindowMemory",
+    "build_mixer",
+]
 
 
 def build_mixer(config: Any, layer_idx: int) -> SenriMixer:

@@ -27,12 +27,15 @@ class MixerMasks:
         sliding_attention: the same for the sliding window, or a `BandedMask`.
         tokens: `[batch, seq]` bool, False for padding; None when nothing is padded. For memories.
         sequence_ids: `[batch, seq]`, which packed sequence a token belongs to; None when rows are whole sequences.
+        beyond_window: `[batch, seq]` bool, True where the window no longer reaches the sequence's first token; None
+            where that is so for no token. For attention sinks.
     """
 
     full_attention: Any = None
     sliding_attention: Any = None
     tokens: Tensor | None = None
     sequence_ids: Tensor | None = None
+    beyond_window: Tensor | None = None
 
 
 @dataclass

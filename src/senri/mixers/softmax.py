@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb  # handles partial rotary
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from senri.errors import SenriError
 from senri.mixers.context import BandedMask, MixerMasks
-from senri.ops import sliding_window_attention
+from senri.mixers.sink import AttentionSink, see_one_more_key
+from senri.ops import append_sink_features, drop_extra_features, sliding_window_attention
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
@@ -58,6 +61,8 @@ class SoftmaxAttention(SenriMixer):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.sliding_window = config.sliding_window if sliding else None
+        if sliding and config.attention_sink:
+            self.sink = AttentionSink(config.num_attention_heads, config.num_key_value_heads, self.head_dim)
 
     def forward(
         self,
@@ -85,12 +90,33 @@ class SoftmaxAttention(SenriMixer):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         mask = masks.full_attention if self.sliding_window is None else masks.sliding_attention
+        sink = None
+        if masks.beyond_window is not None and hasattr(self, "sink"):
+            self._check_backend()
+            sink = (self.sink(masks.beyond_window), self.sink.value)
         if isinstance(mask, BandedMask):
             assert self.sliding_window is not None
             out = sliding_window_attention(
-                q, k, v, window=self.sliding_window, key_mask=mask.key_mask, scale=self.scaling
+                q, k, v, window=self.sliding_window, key_mask=mask.key_mask, scale=self.scaling, sink=sink
             )
             return out.transpose(1, 2), None
+        if sink is None:
+            return self._attend_by_backend(q, k, v, mask, **kwargs)
+        q, k, v, sink_key, sink_value = append_sink_features(q, k, v, *sink, self.scaling)
+        k, v, mask = torch.cat([k, sink_key], dim=2), torch.cat([v, sink_value], dim=2), see_one_more_key(mask, q, k)
+        out, weights = self._attend_by_backend(q, k, v, mask, **kwargs)
+        return drop_extra_features(out), weights
+
+    def _check_backend(self) -> None:
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            raise SenriError(
+                f"attention_sink needs the attention implementation 'sdpa' or 'eager', not "
+                f"{self.config._attn_implementation!r}: call model.set_attn_implementation('sdpa')."
+            )
+
+    def _attend_by_backend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         attention: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -23,6 +23,7 @@ class SenriConfig(PreTrainedConfig):
         memory_layers: indices of the layers with a memory. May be given as `num_memory_layers`, `first_memory_layer`
             and `memory_layer_interval` instead.
         sliding_window: tokens a sliding layer sees, its own included; None for full attention everywhere.
+        attention_sink: sliding layers keep a stand-in for the first token once it has left the window.
         default_layer_type: attention of the layers without a memory: `full_attention` or `sliding_attention`.
         layer_types: derived from the above; transformers' caches are built from it.
         memory: the fields of `senri.memory.MemoryConfig`.
@@ -68,6 +69,7 @@ class SenriConfig(PreTrainedConfig):
     use_parallel_residual: bool = True
     sliding_window: int | None = None
     default_layer_type: str = "full_attention"
+    attention_sink: bool = False
     memory_layers: list[int] | None = None
     layer_types: list[str] | None = None
     memory: dict | None = None  # type: ignore[type-arg]  # transformers reads the annotation at run time
@@ -136,6 +138,8 @@ class SenriConfig(PreTrainedConfig):
             raise SenriError(f"sliding_window is {self.sliding_window}, but it must be at least 1 (or null for none).")
         if self.sliding_window is None and self.default_layer_type == "sliding_attention":
             raise SenriError("default_layer_type is 'sliding_attention', but sliding_window is not set: give its size.")
+        if self.sliding_window is None and self.attention_sink:
+            raise SenriError("attention_sink is on, but sliding_window is not set: a sink stands in for what it loses.")
         layers = self.memory_layers or []
         if len(set(layers)) != len(layers):
             raise SenriError(f"memory_layers {layers} names a layer twice.")

@@ -61,6 +61,10 @@ def create_senri_masks(
             )
         else:
             masks["sliding_attention"] = create_sliding_window_causal_mask(**arguments, layer_idx=sliding_layer)
+        if config.attention_sink:
+            masks["beyond_window"] = _beyond_window(
+                config, inputs_embeds, attention_mask, past_key_values, position_ids
+            )
     return masks
 
 
@@ -88,6 +92,22 @@ def _packed_sequences(
     if position_ids is None or attention_mask is not None or past_key_values is not None or is_tracing(inputs_embeds):
         return None
     return find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+
+
+def _beyond_window(
+    config: Any, inputs_embeds: Tensor, attention_mask: Any, past_key_values: Cache | None, position_ids: Tensor | None
+) -> Tensor | None:
+    batch, length = inputs_embeds.shape[:2]
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        positions = attention_mask.to(inputs_embeds.device).cumsum(-1)[:, -length:] - 1
+    elif position_ids is not None:
+        positions = position_ids.expand(batch, -1)
+    else:
+        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        positions = (torch.arange(length, device=inputs_embeds.device) + seen).expand(batch, -1)
+    beyond = positions >= config.sliding_window
+    is_static = is_tracing(beyond) or (past_key_values is not None and past_key_values.is_compileable)
+    return beyond if is_static or bool(beyond.any()) else None
 
 
 def _is_banded(config: Any, inputs_embeds: Tensor, attention_mask: Any, past_key_values: Cache | None) -> bool:

@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from senri.memory import Memory, MemoryInputs
 from senri.memory.branch import MemoryBranch
 from senri.memory.short_convolution import ShortConvolution
-from senri.mixers import AddedMemory, MemoryGate, SenriMixer, SoftmaxAttention, build_mixer
+from senri.mixers import AddedMemory, AttentionSink, MemoryGate, SenriMixer, SoftmaxAttention, build_mixer
 from senri.mixers.cache_senri import adopt_cache
 from senri.mixers.context import MixerMasks
 from senri.models.configuration_senri import SenriConfig
@@ -38,7 +38,7 @@ from senri.models.masks import as_mixer_masks, create_senri_masks
 from senri.models.rotary import SenriRotaryEmbedding
 from senri.models.sessions import SessionMixin
 
-SELF_INITIALISING = (Memory, MemoryInputs, ShortConvolution, MemoryGate)
+SELF_INITIALISING = (Memory, MemoryInputs, ShortConvolution, MemoryGate, AttentionSink)
 """Modules that set their own parameters at the start."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from senri.errors import SenriError
 from senri.ops.inputs import check_heads
+from senri.ops.sink import append_sink_features, drop_extra_features
 
 MIN_BLOCK = 64
 """Smallest block of queries: below it the loop over blocks costs more than the keys it leaves out."""
@@ -27,6 +28,7 @@ def sliding_window_attention(
     window: int,
     key_mask: Tensor | None = None,
     scale: float | None = None,
+    sink: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Softmax attention where query i, aligned to the end of k, sees keys j with 0 <= i - j < window.
 
@@ -37,6 +39,8 @@ def sliding_window_attention(
         window: tokens that a query sees, itself included.
         key_mask: bool `[batch, keys]`, False for padding. A query that sees no key at all gets zeros.
         scale: factor of the scores; None is `key_dim ** -0.5`.
+        sink: scores `[batch, query_heads, queries]` and a value `[heads, key_dim]` of one more key that every query
+            sees; then v must be as wide as k.
 
     Returns:
         `[batch, query_heads, queries, value_dim]` in q's dtype.
@@ -48,12 +52,43 @@ def sliding_window_attention(
     queries, keys = q.shape[2], k.shape[2]
     if queries == 0:
         return q.new_zeros(*q.shape[:-1], v.shape[-1])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     attend = partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    if sink is not None:
+        return _with_sink(q, k, v, window, key_mask, scale, sink)
     if key_mask is None and queries == keys <= window:
         return attend(q, k, v, is_causal=True)
 
     if key_mask is None and queries == 1:  # decoding: sees all that is left, so it needs no mask
         return attend(q, k[:, :, -window:], v[:, :, -window:])
+    return _banded(q, k, v, window, key_mask, scale, None)
+
+
+def _with_sink(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    key_mask: Tensor | None,
+    scale: float,
+    sink: tuple[Tensor, Tensor],
+) -> Tensor:
+    q, k, v, sink_key, sink_value = append_sink_features(q, k, v, *sink, scale)
+    return drop_extra_features(_banded(q, k, v, window, key_mask, scale, (sink_key, sink_value)))
+
+
+def _banded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    key_mask: Tensor | None,
+    scale: float,
+    sink: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Go block by block; a sink is one more key and value, `[batch, heads, 1, dim]`, in every block."""
+    queries, keys = q.shape[2], k.shape[2]
+    attend = partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
     past = min(keys - queries, window - 1)
     k, v = k[:, :, keys - queries - past :], v[:, :, keys - queries - past :]
@@ -72,13 +107,17 @@ def sliding_window_attention(
         if (length, seen) not in shared:
             shared[length, seen] = _band(length, seen, window, q.device)
         mask = shared[length, seen]
+        if sink is not None:
+            k_block, v_block = (torch.cat([x, extra], dim=2) for x, extra in zip((k_block, v_block), sink, strict=True))
         if key_mask is None:
+            mask = mask if sink is None else F.pad(mask, (0, 1), value=True)
             out = attend(q_block, k_block, v_block, mask)
         else:
             end = keys - queries + number * block + length
             mask = mask & key_mask[:, end - seen : end][:, None, None]
             # Softmax over nothing is not a number: a blind query looks at everything and its output is thrown away.
             blind = ~mask.any(dim=-1, keepdim=True)
+            mask = mask if sink is None else F.pad(mask, (0, 1), value=True)
             out = attend(q_block, k_block, v_block, mask | blind)
             out = out.masked_fill(blind, 0.0)
         outs.append(out)
