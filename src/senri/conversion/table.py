@@ -50,21 +50,27 @@ class ConversionTable:
         return sum(row.parameters for row in self.rows if row.action in actions)
 
     def render(self) -> Table:
-        """Return the table for a rich console."""
+        """Return the table for a rich console; names without `model.layers.*.self_attn.` fit a narrow one."""
         table = Table(title="Conversion")
-        for column in ("parameter", "what happened", "from"):
-            table.add_column(column, overflow="fold")
+        table.add_column("parameter", no_wrap=True)
+        table.add_column("action", no_wrap=True)
+        table.add_column("from")
         for column in ("tensors", "shape", "numbers"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=column == "numbers")
         for row in self.rows:
             shape = " x ".join(map(str, row.shape))
-            source = "" if row.source == row.name else row.source
-            table.add_row(row.name, row.action, source, str(row.tensors), shape, f"{row.parameters:,}")
+            name, source = _short(row.name), _short(row.source)
+            source = "" if source == name else source
+            table.add_row(name, row.action, source, str(row.tensors), shape, f"{row.parameters:,}")
         table.add_section()
         for action in ("kept", "converted", "created", "left out"):
             if count := self.total(action):
                 table.add_row("all", action, "", "", "", f"{count:,}")
         return table
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("model.").removeprefix("layers.*.").removeprefix("self_attn.")
 
 
 def make_table(
