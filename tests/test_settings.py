@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from senri import settings
+from senri.conversion import Preset
 from senri.errors import SenriError
-from senri.memory.config import MemoryConfig
 
 
 @dataclass
@@ -191,20 +191,9 @@ def test_config_is_found_beside_the_package_or_inside_it(tmp_path: Path, monkeyp
     assert "no config folder" in message(settings.config_dir)
 
 
-@dataclass
-class PresetShape:
-    """The keys that every preset has."""
-
-    base: str
-    memory_layers: list[int]
-    sliding_window: int | None
-    default_layer_type: Literal["full_attention", "sliding_attention"]
-    memory: MemoryConfig
-
-
 @pytest.mark.parametrize("name", settings.preset_names())
 def test_every_preset_is_a_valid_memory(name: str) -> None:
-    preset = settings.load_settings(PresetShape, name)
+    preset = settings.load_settings(Preset, name)
     assert preset.memory_layers == sorted(set(preset.memory_layers))
     assert (preset.sliding_window is None) == (preset.default_layer_type == "full_attention")
     written = settings.load_yaml(settings.find(name))["memory"]
