@@ -2,9 +2,9 @@
 
     python benchmarks/untrained_memory.py [--text book.txt] [--tokens 6144] [--skip 16384]
 
-Each conversion reads the same tokens as a stream; tokens from the 2,048th on are scored (nats per token). The text is the
-Python language reference that ships with CPython unless one is given; calibration always uses the reference's beginning
-(16,384 tokens at most).
+Each conversion reads the same tokens as a stream; tokens from the 2,048th on are scored (nats per token). The text is
+the Python language reference that ships with CPython unless one is given; calibration always uses the reference's
+beginning (16,384 tokens at most).
 """
 
 import argparse
