@@ -21,7 +21,7 @@ except SdistUnavailable as error:
         raise
     pytest.skip(f"transformers' common tests cannot be had: {error}", allow_module_level=True)
 
-WINDOW = {"sliding_window": 5, "default_layer_type": "sliding_attention"}
+WINDOW = {"sliding_window": 5, "default_layer_type": "sliding_attention", "attention_sink": True}
 ALONE = {"memory_layers": [1], "memory": {"combine": "alone", "segment_length": 3}}
 GATE = {"memory_layers": [1], **WINDOW, "memory": {"combine": "gate", "segment_length": 3}}
 ADD = {

@@ -105,7 +105,7 @@ class SoftmaxAttention(SenriMixer):
         q, k, v, sink_key, sink_value = append_sink_features(q, k, v, *sink, self.scaling)
         k, v, mask = torch.cat([k, sink_key], dim=2), torch.cat([v, sink_value], dim=2), see_one_more_key(mask, q, k)
         out, weights = self._attend_by_backend(q, k, v, mask, **kwargs)
-        return drop_extra_features(out), weights
+        return drop_extra_features(out), None if weights is None else weights[..., :-1]
 
     def _check_backend(self) -> None:
         if self.config._attn_implementation not in ("sdpa", "eager"):
