@@ -57,3 +57,31 @@ def see_one_more_key(mask: Any, q: Tensor, k: Tensor) -> Any:
         queries, keys = q.shape[2], k.shape[2] - 1
         mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
     return F.pad(mask, (0, 1), value=True if mask.dtype == torch.bool else 0.0)
+
+
+def eager_attention_with_sink(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scores: Tensor, value: Tensor, scaling: float, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for those who want to see the weights: those of real tokens, the sink's share left out.
+
+    Args:
+        q: `[batch, num_heads, queries, head_dim]`.
+        k: `[batch, num_key_value_heads, keys, head_dim]`.
+        v: as k.
+        mask: additive, `[batch, 1, queries, keys]`.
+        scores: the sink's, `[batch, num_heads, queries]`.
+        value: the sink's, `[num_key_value_heads, head_dim]`.
+        scaling: factor of the scores of real keys.
+        dropout: share of weights that is dropped.
+
+    Returns:
+        `[batch, queries, num_heads, head_dim]`, and the weights `[batch, num_heads, queries, keys]`.
+    """
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    logits = q @ k.transpose(-1, -2) * scaling + mask
+    shares = torch.cat([logits, scores.to(logits.dtype)[..., None]], dim=-1).softmax(dim=-1, dtype=torch.float32)
+    shares = F.dropout(shares.to(q.dtype), p=dropout)
+    weights, sink_share = shares[..., :-1], shares[..., -1:]
+    out = weights @ v + sink_share * value.to(v.dtype).repeat_interleave(group, dim=0)[None, :, None]
+    return out.transpose(1, 2), weights

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from senri.errors import SenriError
 from senri.mixers.context import BandedMask, MixerMasks
-from senri.mixers.sink import AttentionSink, see_one_more_key
+from senri.mixers.sink import AttentionSink, eager_attention_with_sink, see_one_more_key
 from senri.ops import append_sink_features, drop_extra_features, sliding_window_attention
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -102,10 +102,13 @@ class SoftmaxAttention(SenriMixer):
             return out.transpose(1, 2), None
         if sink is None:
             return self._attend_by_backend(q, k, v, mask, **kwargs)
+        if self.config._attn_implementation == "eager":
+            dropout = self.attention_dropout if self.training else 0.0
+            return eager_attention_with_sink(q, k, v, mask, *sink, self.scaling, dropout)
         q, k, v, sink_key, sink_value = append_sink_features(q, k, v, *sink, self.scaling)
         k, v, mask = torch.cat([k, sink_key], dim=2), torch.cat([v, sink_value], dim=2), see_one_more_key(mask, q, k)
-        out, weights = self._attend_by_backend(q, k, v, mask, **kwargs)
-        return drop_extra_features(out), None if weights is None else weights[..., :-1]
+        out, _ = self._attend_by_backend(q, k, v, mask, **kwargs)
+        return drop_extra_features(out), None
 
     def _check_backend(self) -> None:
         if self.config._attn_implementation not in ("sdpa", "eager"):
