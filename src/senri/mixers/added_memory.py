@@ -7,7 +7,7 @@ from transformers.cache_utils import Cache
 
 from senri.memory.branch import MemoryBranch
 from senri.mixers.context import MixerMasks
-from senri.mixers.recall import recall
+from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SoftmaxAttention
 
 
@@ -35,4 +35,6 @@ class AddedMemory(SoftmaxAttention):
         if self.memory_enabled:
             remembered = recall(self.memory, hidden_states, None, masks, past_key_values, self.layer_idx)
             out = out + self.memory_o_proj(remembered.flatten(2))
+        else:
+            let_pass(hidden_states, past_key_values, self.layer_idx)
         return out, weights

@@ -9,7 +9,6 @@ beam reordering, batch repetition and selection, reset, and an exact `crop`.
 import copy
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,35 +27,9 @@ from transformers.utils.import_utils import is_torchdynamo_compiling
 
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
+from senri.mixers.recorded_write import RecordedWrite, select_rows
 
 MEMORY_LAYER_TYPES = ("linear_attention", "hybrid", "hybrid_sliding")
-
-
-@dataclass
-class RecordedWrite:
-    """One write, kept while recording so that it can be undone: the state before it and what was written."""
-
-    before: LayerState
-    hidden_states: Tensor
-    shared: tuple[Tensor, ...] | None
-    mask: Tensor | None
-
-    @property
-    def length(self) -> int:
-        """Tokens in this write."""
-        return self.hidden_states.shape[1]
-
-    def first(self, tokens: int) -> "RecordedWrite":
-        """Return the write of only the first `tokens` tokens."""
-        shared = None if self.shared is None else tuple(part[:, :, :tokens] for part in self.shared)
-        mask = None if self.mask is None else self.mask[:, :tokens]
-        return RecordedWrite(self.before, self.hidden_states[:, :tokens], shared, mask)
-
-    def select_rows(self, indices: Tensor, shared_scope: bool) -> "RecordedWrite":
-        """Return the write for the given rows of the batch."""
-        shared = None if self.shared is None else tuple(part[indices] for part in self.shared)
-        mask = None if self.mask is None else self.mask[indices]
-        return RecordedWrite(_select(self.before, indices, shared_scope), self.hidden_states[indices], shared, mask)
 
 
 class SenriMemoryLayer(LinearAttentionLayer):
@@ -101,6 +74,15 @@ class SenriMemoryLayer(LinearAttentionLayer):
         else:
             self.memory_state = state
 
+    def set_memory(self, state: LayerState | None, batch_size: int, device: torch.device) -> None:
+        """Take over a copy of another state, None for the empty one; a state of one row serves all rows."""
+        self.recorded = []
+        if state is None:
+            self.memory_state = None
+            return
+        empty = self._branch().init_state(batch_size, device)
+        self.memory_state = {name: state[name].to(device).expand_as(tensor).clone() for name, tensor in empty.items()}
+
     def crop(self, tokens_to_remove: int) -> None:
         """Undo the last `-tokens_to_remove` tokens exactly.
 
@@ -124,7 +106,7 @@ class SenriMemoryLayer(LinearAttentionLayer):
             self.memory_state = write.before
             if write.length > remaining:
                 kept = write.first(write.length - remaining)
-                self.memory_state = self._branch().write(kept.hidden_states, kept.before, kept.shared, kept.mask)
+                self.memory_state = kept.replay(self._branch())
                 self.recorded.append(kept)
             remaining -= min(remaining, write.length)
 
@@ -171,7 +153,7 @@ class SenriMemoryLayer(LinearAttentionLayer):
 
     def _select_memory_rows(self, indices: Tensor) -> None:
         if self.memory_state is not None:
-            self.memory_state = _select(self.memory_state, indices, self.shared_scope)
+            self.memory_state = select_rows(self.memory_state, indices, self.shared_scope)
         self.recorded = [write.select_rows(indices, self.shared_scope) for write in self.recorded]
 
 
@@ -323,11 +305,3 @@ def _senri_layer(old: Any, branch: MemoryBranch) -> SenriMemoryLayer:
         new = SenriMemoryStaticLayer(branch)
     new.record_past = old.record_past
     return new
-
-
-def _select(state: LayerState, indices: Tensor, shared_scope: bool) -> LayerState:
-    # With the scope `batch`, what all rows share has one row and stays.
-    return {
-        name: tensor if shared_scope and tensor.shape[0] == 1 else tensor.index_select(0, indices.to(tensor.device))
-        for name, tensor in state.items()
-    }

@@ -7,7 +7,7 @@ from transformers.cache_utils import Cache
 
 from senri.memory.branch import MemoryBranch
 from senri.mixers.context import MixerMasks
-from senri.mixers.recall import recall
+from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SenriMixer
 
 
@@ -39,6 +39,7 @@ class MemoryAlone(SenriMixer):
         With the memory disabled nothing is mixed: the layer adds zero, the control "this attention removed".
         """
         if not self.memory_enabled:
+            let_pass(hidden_states, past_key_values, self.layer_idx)
             return hidden_states.new_zeros(hidden_states.shape), None
         shared = self.project(hidden_states) if self.shares_projections else None
         out = recall(self.memory, hidden_states, shared, masks, past_key_values, self.layer_idx).flatten(2)

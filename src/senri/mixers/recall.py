@@ -5,8 +5,9 @@ from transformers.cache_utils import Cache
 
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
-from senri.mixers.cache_senri import RecordedWrite, SenriMemoryLayer
+from senri.mixers.cache_senri import SenriMemoryLayer
 from senri.mixers.context import MixerMasks, PackedRows
+from senri.mixers.recorded_write import RecordedWrite
 from senri.mixers.softmax import QKV
 
 
@@ -48,6 +49,17 @@ def recall(
         written = shared[1:]  # a convolution's past holds queries too; otherwise they leave no trace
     layer.store_memory(state, RecordedWrite(before, hidden_states, written, masks.tokens))
     return out
+
+
+def let_pass(hidden_states: Tensor, past_key_values: Cache | None, layer_idx: int) -> None:
+    """Count tokens `[batch, seq, hidden]` that a disabled memory does not write, so that a `crop` finds them."""
+    if past_key_values is None:
+        return
+    layer = past_key_values.layers[layer_idx]
+    assert isinstance(layer, SenriMemoryLayer)
+    if layer.record_past:
+        before = layer.memory_before(hidden_states.shape[0], hidden_states.device)
+        layer.recorded.append(RecordedWrite(before, hidden_states, None, None, wrote=False))
 
 
 def _run(

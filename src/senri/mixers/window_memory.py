@@ -8,7 +8,7 @@ from transformers.cache_utils import Cache
 
 from senri.memory.branch import MemoryBranch
 from senri.mixers.context import MixerMasks
-from senri.mixers.recall import recall
+from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SoftmaxAttention
 
 
@@ -60,4 +60,6 @@ class WindowMemory(SoftmaxAttention):
             shared = qkv if self.shares_projections else None
             remembered = recall(self.memory, hidden_states, shared, masks, past_key_values, self.layer_idx)
             out = self.memory_gate(remembered, out)
+        else:
+            let_pass(hidden_states, past_key_values, self.layer_idx)
         return self.o_proj(out.flatten(2)), weights
