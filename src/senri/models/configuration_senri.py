@@ -7,6 +7,7 @@ from transformers.modeling_rope_utils import RopeParameters
 
 from senri.errors import SenriError, nearest
 from senri.memory.config import MemoryConfig
+from senri.mixers.cache_senri import MEMORY_LAYER_TYPES
 
 FAMILIES = {"llama": "llama", "qwen2": "llama", "gpt_neox": "gpt_neox"}
 """Family (how a block is put together) of each supported base architecture."""
@@ -82,12 +83,15 @@ class SenriConfig(PreTrainedConfig):
         count = kwargs.pop("num_memory_layers", None)
         first = kwargs.pop("first_memory_layer", 0)
         interval = kwargs.pop("memory_layer_interval", 1)
-        if self.memory_layers is None:
+        if self.memory_layers is None and self.layer_types is not None:
+            self.memory_layers = self._typed_memory_layers()
+        elif self.memory_layers is None:
             self.memory_layers = [first + i * interval for i in range(count or 0)]
         self.memory = MemoryConfig.from_dict(dict(self.memory or {})).to_dict()
         self._check_sizes()
         if self.layer_types is None:
             self.layer_types = self._derive_layer_types()
+        self.check_layer_types()
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
@@ -114,6 +118,19 @@ class SenriConfig(PreTrainedConfig):
             "value_dim": memory.value_dim or head_dim,
         }
 
+    def check_layer_types(self) -> None:
+        """Check that the layers' types say what `memory_layers` says; fields set one by one may part them.
+
+        Raises:
+            SenriError: they do not, or there are not as many types as layers.
+        """
+        types, named = self.layer_types or [], sorted(self.memory_layers or [])
+        if len(types) != self.num_hidden_layers or self._typed_memory_layers() != named:
+            raise SenriError(
+                f"layer_types {types} does not fit num_hidden_layers {self.num_hidden_layers} and memory_layers "
+                f"{named}: build the configuration anew without layer_types."
+            )
+
     def _derive_layer_types(self) -> list[str]:
         if self.memory_config.combine == "alone":
             with_memory = "linear_attention"
@@ -121,6 +138,9 @@ class SenriConfig(PreTrainedConfig):
             with_memory = "hybrid" if self.sliding_window is None else "hybrid_sliding"
         layers = self.memory_layers or []
         return [with_memory if i in layers else self.default_layer_type for i in range(self.num_hidden_layers)]
+
+    def _typed_memory_layers(self) -> list[int]:
+        return [i for i, kind in enumerate(self.layer_types or []) if kind in MEMORY_LAYER_TYPES]
 
     def _check_sizes(self) -> None:
         if self.base_model_type not in FAMILIES:
@@ -134,8 +154,8 @@ class SenriConfig(PreTrainedConfig):
         for name in positive:
             if getattr(self, name) < 1:
                 raise SenriError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise SenriError(f"sliding_window is {self.sliding_window}, but it must be at least 1 (or null for none).")
+        if self.sliding_window is not None and self.sliding_window < 2:  # transformers' caches never drop a window of 1
+            raise SenriError(f"sliding_window is {self.sliding_window}, but it must be at least 2 (or null for none).")
         if self.sliding_window is None and self.default_layer_type == "sliding_attention":
             raise SenriError("default_layer_type is 'sliding_attention', but sliding_window is not set: give its size.")
         if self.sliding_window is None and self.attention_sink:
