@@ -180,3 +180,29 @@ def test_a_state_shared_by_the_batch_follows_its_rows(build: Callable[..., Senri
     cache.reorder_cache(torch.tensor([1, 0]))
     got = run_in_chunks(model, ids[[1, 0]][:, 14:], 3, cache)
     torch.testing.assert_close(got, whole[[1, 0]][:, 14:], **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True])
+def test_packed_sequences_do_not_leak_through_a_default_cache(
+    model: SenriForCausalLM, ids: Tensor, training: bool
+) -> None:
+    positions = torch.cat([torch.arange(11), torch.arange(18)])[None]
+    apart = torch.cat([model(ids[:1, :11]).logits, model(ids[:1, 11:]).logits], dim=1)
+    packed = model.train(training)(ids[:1], position_ids=positions)
+    torch.testing.assert_close(packed.logits, apart, **TOLERANCE)
+    assert packed.past_key_values is None
+
+
+@torch.no_grad()
+def test_a_disabled_memory_can_be_cropped(memory_model: SenriForCausalLM, ids: Tensor) -> None:
+    cache = DynamicCache(config=memory_model.config)
+    run_in_chunks(memory_model, ids[:, :10], 10, cache)
+    cache.activate_past_recording()
+    with memory_model.memory_disabled():
+        run_in_chunks(memory_model, ids[:, 10:16], 6, cache)
+    expected = run_in_chunks(memory_model, ids[:, 16:], 4, copy.deepcopy(cache))
+    with memory_model.memory_disabled():
+        run_in_chunks(memory_model, ids[:, :7], 3, cache)
+    cache.crop(-7)
+    torch.testing.assert_close(run_in_chunks(memory_model, ids[:, 16:], 4, cache), expected, **TOLERANCE)

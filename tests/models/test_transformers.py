@@ -143,7 +143,9 @@ def test_a_long_forward_never_builds_a_mask_over_all_pairs(build: Callable[..., 
         ({"memory_layers": [3]}, "memory_layers has 3, but the base's layers are 0 to 2"),
         ({"memory_layers": [-1]}, "memory_layers has -1"),
         ({"memory_layers": [1, 1]}, "names a layer twice"),
-        ({"sliding_window": 0}, "sliding_window is 0"),
+        ({"sliding_window": 1}, "sliding_window is 1"),
+        ({"memory_layers": [1], "layer_types": ["full_attention"] * 3}, "does not fit"),
+        ({"layer_types": ["full_attention"] * 2}, "does not fit"),
         ({"hidden_size": -4}, "hidden_size is -4"),
         ({"base_model_type": "lama"}, "did you mean 'llama'"),
         ({"default_layer_type": "sliding_attention"}, "sliding_window is not set"),
@@ -163,3 +165,31 @@ def test_layers_may_be_given_by_count_first_and_interval() -> None:
     config = SenriConfig(num_memory_layers=2, first_memory_layer=10, memory_layer_interval=10)
     assert config.memory_layers == [10, 20]
     assert [i for i, kind in enumerate(config.layer_types) if kind == "hybrid"] == [10, 20]
+
+
+def test_layer_types_alone_name_the_memory_layers() -> None:
+    assert SenriConfig(num_hidden_layers=2, layer_types=["full_attention", "hybrid"]).memory_layers == [1]
+
+
+def test_memory_layers_changed_while_loading_are_refused(
+    build: Callable[..., SenriForCausalLM], tmp_path: Path
+) -> None:
+    build("gate").save_pretrained(tmp_path)
+    with pytest.raises(SenriError, match="does not fit"):
+        SenriForCausalLM.from_pretrained(tmp_path, memory_layers=[2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", ["gate", "add", "sink"])
+def test_compiled_with_padding_or_packing(build: Callable[..., SenriForCausalLM], ids: Tensor, mixer: str) -> None:
+    model, mask = build(mixer), torch.ones_like(ids)
+    mask[0, :9] = 0
+    torch.compiler.reset()
+    whole = torch.compile(model.forward, backend="eager", fullgraph=True)
+    got = whole(ids, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(got[0, 9:], model(ids[:1, 9:]).logits[0], **TOLERANCE)
+    packed = torch.compile(model.forward, backend="eager")
+    positions = torch.cat([torch.arange(11), torch.arange(18)])[None]
+    got = packed(ids[:1], position_ids=positions, use_cache=False).logits
+    apart = torch.cat([model(ids[:1, :11]).logits, model(ids[:1, 11:]).logits], dim=1)
+    torch.testing.assert_close(got, apart, **TOLERANCE)

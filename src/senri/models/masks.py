@@ -24,6 +24,7 @@ def create_senri_masks(
     attention_mask: Any,
     past_key_values: Cache | None,
     position_ids: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Build every mask that the layers of `config` need.
@@ -35,7 +36,8 @@ def create_senri_masks(
         inputs_embeds: `[batch, seq, hidden]`; only its shape, dtype and device are used.
         attention_mask: None, `[batch, tokens seen + seq]` with 0 for padding, or a ready-made 4D mask.
         past_key_values: the cache, if there is one.
-        position_ids: `[batch, seq]`; without mask and cache, a jump marks the next packed sequence.
+        position_ids: `[batch, seq]`.
+        sequence_ids: `[batch, seq]` of `packed_sequences`.
         **kwargs: other arguments of transformers' mask functions; unused.
 
     Returns:
@@ -48,7 +50,6 @@ def create_senri_masks(
         "past_key_values": past_key_values,
         "position_ids": position_ids,
     }
-    sequence_ids = _packed_sequences(inputs_embeds, attention_mask, past_key_values, position_ids)
     masks: dict[str, Any] = {"tokens": _token_mask(inputs_embeds, attention_mask), "sequence_ids": sequence_ids}
     full_layer = _first_layer(config, FULL_TYPES)
     if full_layer is not None:
@@ -73,6 +74,18 @@ def as_mixer_masks(masks: Any) -> MixerMasks:
     return MixerMasks(**masks)
 
 
+def packed_sequences(
+    position_ids: Tensor | None, attention_mask: Any, past_key_values: Cache | None, batch_size: int
+) -> Tensor | None:
+    """Return which packed sequence each token belongs to, `[batch, seq]`, or None where rows are whole sequences.
+
+    Without mask and cache, a jump in the caller's own `position_ids` marks the next sequence.
+    """
+    if position_ids is None or attention_mask is not None or past_key_values is not None:
+        return None
+    return find_packed_sequence_indices(position_ids.expand(batch_size, -1))
+
+
 def _first_layer(config: Any, types: tuple[str, ...]) -> int | None:
     return next((i for i, kind in enumerate(config.layer_types) if kind in types), None)
 
@@ -84,14 +97,6 @@ def _token_mask(inputs_embeds: Tensor, attention_mask: Any) -> Tensor | None:
     if not is_tracing(mask) and bool(mask.all()):
         return None
     return mask.contiguous()
-
-
-def _packed_sequences(
-    inputs_embeds: Tensor, attention_mask: Any, past_key_values: Cache | None, position_ids: Tensor | None
-) -> Tensor | None:
-    if position_ids is None or attention_mask is not None or past_key_values is not None or is_tracing(inputs_embeds):
-        return None
-    return find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
 
 
 def _beyond_window(
@@ -122,7 +127,7 @@ def _is_banded(config: Any, inputs_embeds: Tensor, attention_mask: Any, past_key
 def _key_mask(
     inputs_embeds: Tensor, attention_mask: Any, past_key_values: Cache | None, layer_idx: int
 ) -> Tensor | None:
-    if attention_mask is None or bool(attention_mask.all()):
+    if attention_mask is None or not is_tracing(attention_mask) and bool(attention_mask.all()):
         return None
     length, offset = inputs_embeds.shape[1], 0
     if past_key_values is not None:

@@ -34,7 +34,7 @@ from senri.mixers import AddedMemory, AttentionSink, MemoryGate, SenriMixer, Sof
 from senri.mixers.cache_senri import adopt_cache
 from senri.mixers.context import MixerMasks
 from senri.models.configuration_senri import SenriConfig
-from senri.models.masks import as_mixer_masks, create_senri_masks
+from senri.models.masks import as_mixer_masks, create_senri_masks, packed_sequences
 from senri.models.rotary import SenriRotaryEmbedding
 from senri.models.sessions import SessionMixin
 
@@ -136,6 +136,7 @@ class SenriModel(SenriPreTrainedModel):
 
     def __init__(self, config: SenriConfig) -> None:
         super().__init__(config)
+        config.check_layer_types()
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
@@ -176,7 +177,8 @@ class SenriModel(SenriPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
+        sequence_ids = packed_sequences(position_ids, attention_mask, past_key_values, inputs_embeds.shape[0])
+        if use_cache and past_key_values is None and sequence_ids is None:  # packed rows cannot be gone on with
             past_key_values = DynamicCache(config=self.config)
         past_key_values = self.adopt(past_key_values)
         if position_ids is None:
@@ -184,7 +186,9 @@ class SenriModel(SenriPreTrainedModel):
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         masks = attention_mask
         if not isinstance(masks, dict):
-            masks = create_senri_masks(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+            masks = create_senri_masks(
+                self.config, inputs_embeds, attention_mask, past_key_values, position_ids, sequence_ids
+            )
         hidden_states = self.embedding_dropout(inputs_embeds)
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         for layer in self.layers:
@@ -245,8 +249,10 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
             **kwargs: passed on to the layers and the loss.
         """
         if past_key_values is None:
-            past_key_values = self._session_cache(input_ids if inputs_embeds is None else inputs_embeds, update_memory)
-            use_cache = True if past_key_values is not None else use_cache
+            inputs = input_ids if inputs_embeds is None else inputs_embeds
+            past_key_values = self._session_cache(inputs, attention_mask, update_memory)
+            if past_key_values is not None:
+                use_cache, attention_mask = True, None
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

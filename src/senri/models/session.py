@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from senri.errors import SenriError
@@ -26,7 +26,11 @@ class Session:
     def __init__(self, model: Any, batch_size: int = 1) -> None:
         self.model = model
         self.batch_size = batch_size
-        self.cache = model.model.adopt(DynamicCache(config=model.config))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything and begin anew."""
+        self.cache: Any = self.model.model.adopt(DynamicCache(config=self.model.config))
         self.source: SourceProgress | None = None
 
     @property
@@ -68,36 +72,59 @@ class Session:
         logits = torch.cat(pieces, dim=1)
         return logits[:, -logits_to_keep:] if logits_to_keep else logits
 
-    def generate(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    def generate(self, input_ids: Tensor, generation_config: GenerationConfig | None = None, **kwargs: Any) -> Tensor:
         """Read a prompt `[1, seq]`, generate after it and return the new ids `[1, new]`; the session keeps both.
 
         Args:
             input_ids: the prompt, at least one token.
+            generation_config: as for transformers' `generate`.
             **kwargs: as for transformers' `generate` (`max_new_tokens`, `do_sample`, `num_beams`, ...).
 
         Raises:
-            SenriError: more than one row.
+            SenriError: more than one row, or `use_cache=False`.
         """
-        if self.batch_size != 1 or input_ids.shape[0] != 1 or kwargs.get("num_return_sequences", 1) != 1:
-            raise SenriError("a session generates for one sequence at a time: batch size 1, num_return_sequences 1.")
+        result = self.generate_whole(input_ids, generation_config, **{**kwargs, "return_dict_in_generate": False})
+        new: Tensor = result[:, input_ids.shape[1] :]
+        return new
+
+    def generate_whole(
+        self, input_ids: Tensor, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Any:
+        """Do as `generate`, but return what transformers' `generate` returns: prompt and new ids, or its output object.
+
+        Raises:
+            SenriError: more than one row, or `use_cache=False`.
+        """
+
+        def setting(name: str, default: Any) -> Any:
+            places = (
+                kwargs.get(name),
+                getattr(generation_config, name, None),
+                getattr(self.model.generation_config, name),
+            )
+            return next((value for value in places if value is not None), default)
+
+        if self.batch_size != 1 or input_ids.shape[0] != 1 or setting("num_return_sequences", 1) != 1:
+            raise SenriError(
+                "a session generates for one sequence at a time: batch size 1 and num_return_sequences 1, or leave the "
+                "session (the end of its `with`, else reset_memory())."
+            )
+        if not setting("use_cache", True):
+            raise SenriError("a session's generation goes on from its cache: leave use_cache=False out.")
         input_ids = input_ids.to(self.model.device)
         # Beams and drafts rearrange the cache, so they work on a copy and the session reads the result.
         seen = torch.ones((1, self.tokens_read + input_ids.shape[1]), dtype=torch.bool, device=input_ids.device)
         cache = fork_cache(self.cache)
-        cache.batch_repeat_interleave(kwargs.get("num_beams", 1))
+        cache.batch_repeat_interleave(setting("num_beams", 1))
         outer, self.model._session = self.model._session, None
         try:
             result = self.model.generate(
-                input_ids,
-                attention_mask=seen,
-                past_key_values=cache,
-                **{**kwargs, "return_dict_in_generate": False},
+                input_ids, generation_config, attention_mask=seen, past_key_values=cache, **kwargs
             )
         finally:
             self.model._session = outer
-        self.read(result)
-        new: Tensor = result[:, input_ids.shape[1] :]
-        return new
+        self.read(getattr(result, "sequences", result))
+        return result
 
     def fork(self) -> "Session":
         """Return an independent copy: reading in one does not touch the other."""
@@ -105,6 +132,14 @@ class Session:
         twin.cache = fork_cache(self.cache)
         twin.source = self.source
         return twin
+
+    def detach_(self) -> None:
+        """Cut the autograd graph here, for truncated back-propagation through time; what was read stays."""
+        for layer in self.cache.layers:
+            if isinstance(layer, SenriMemoryLayer):
+                layer.detach_()
+            if getattr(layer, "keys", None) is not None:
+                layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
 
     def clean(self, energy_threshold: float = 0.95, max_rank: int | None = None) -> dict[int, SVDCleaningStats]:
         """Clean every memory by SVD and return what was kept, by layer; layers without a state are left out."""
@@ -150,7 +185,7 @@ class Session:
         return MemoryState(layers=layers, header=self.header("memory"))
 
     def set_memory_state(self, state: MemoryState) -> None:
-        """Take over memories; windows and position stay as they are.
+        """Take over memories, one row for all rows or row by row; windows and position stay as they are.
 
         Raises:
             SenriError: the state belongs to another model, or to another number of rows.
@@ -158,10 +193,8 @@ class Session:
         self._check(state.header, "this memory state")
         if state.layers and state.batch_size not in (1, self.batch_size):
             raise SenriError(f"the memory state has {state.batch_size} rows, but this session has {self.batch_size}.")
-        for index, tensors in state.layers.items():
-            self.memory_layers[index].memory_state = {
-                name: tensor.to(self.model.device, copy=True) for name, tensor in tensors.items()
-            }
+        for index, layer in self.memory_layers.items():
+            layer.set_memory(state.layers.get(index), self.batch_size, self.model.device)
 
     def save(self, path: str | Path) -> None:
         """Write memories, windows and position to a file. Going on after `load` equals never having stopped."""
@@ -183,7 +216,7 @@ class Session:
         if header.kind != "session":
             raise SenriError(f"{path} holds a {header.kind}, not a session: use MemoryState.load and set_memory_state.")
         memories, windows = split_tensors(tensors)
-        rows = [part.shape[0] for parts in windows.values() for part in parts.values()]
+        rows = [part.shape[0] for parts in (*windows.values(), *memories.values()) for part in parts.values()]
         session = cls(model, batch_size=max(rows, default=1))
         session._check(header, str(path))
         session.set_memory_state(MemoryState(layers=memories, header=header))
@@ -193,12 +226,12 @@ class Session:
         return session
 
     def _check(self, header: Header, what: str) -> None:
-        mine = model_fingerprint(self.model)
+        mine, dtype = model_fingerprint(self.model), str(self.model.dtype).removeprefix("torch.")
         if header.fingerprint != mine:
             raise SenriError(
-                f"{what} belongs to another model (base {header.base!r}, fingerprint {header.fingerprint[:12]}), not "
-                f"to this one (base {self.model.config.base_name_or_path!r}, fingerprint {mine[:12]}): "
-                "open it with the model it was made with."
+                f"{what} belongs to another model (base {header.base!r}, {header.dtype}, fingerprint "
+                f"{header.fingerprint[:12]}), not to this one (base {self.model.config.base_name_or_path!r}, {dtype}, "
+                f"fingerprint {mine[:12]}): open it with the model it was made with."
             )
 
 
@@ -208,6 +241,9 @@ def model_fingerprint(model: Any) -> str:
     layout = {
         "base_model_type": config.base_model_type,
         "hidden_size": config.hidden_size,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "rope_parameters": dict(config.rope_parameters),
         "layer_types": list(config.layer_types),
         "sliding_window": config.sliding_window,
         "memory": dict(config.memory),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
 from senri.errors import SenriError
@@ -17,19 +18,24 @@ class SessionMixin:
     """Adds an optional open session to a causal language model. Without one, every call starts afresh."""
 
     _session: Session | None = None
+    _in_sequence = False
 
     @contextmanager
     def new_sequence(self, batch_size: int = 1) -> Iterator[Session]:
         """Open a fresh session; calls inside go on from each other, `generate` included. Ends with the block."""
-        outer, self._session = self._session, Session(self, batch_size)
+        outer, was_in_sequence = self._session, self._in_sequence
+        self._session, self._in_sequence = Session(self, batch_size), True
         try:
             yield self._session
         finally:
-            self._session = outer
+            self._session, self._in_sequence = outer, was_in_sequence
 
     def reset_memory(self) -> None:
-        """Forget the open session's state; the next `update_memory=True` begins with nothing."""
-        self._session = None
+        """Forget the session's state. Inside `with model.new_sequence():` that session goes on, empty; else it ends."""
+        if self._in_sequence and self._session is not None:
+            self._session.reset()
+        else:
+            self._session = None
 
     def get_memory_state(self) -> MemoryState:
         """Return a copy of the open session's memory.
@@ -54,21 +60,43 @@ class SessionMixin:
         self._session.set_memory_state(state)
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Generate as in transformers; inside a session the prompt follows what was read, and both are kept."""
-        if self._session is None or kwargs.get("past_key_values") is not None or kwargs.get("use_cache") is False:
-            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
-        prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
-        if prompt is None or args or kwargs.pop("attention_mask", None) is not None and prompt.shape[0] > 1:
-            raise SenriError("inside a session, generate takes input_ids of one sequence and keyword arguments.")
-        session, self._session = self._session, None
-        try:
-            new = session.generate(prompt, **kwargs)
-        finally:
-            self._session = session
-        return torch.cat([prompt.to(new.device), new], dim=1)
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Generate as in transformers; inside a session the prompt follows what was read, and both are kept.
 
-    def _session_cache(self, inputs: Tensor | None, update_memory: bool) -> Cache | None:
-        if self._session is None and update_memory:
-            self._session = Session(self, 1 if inputs is None else inputs.shape[0])
-        return None if self._session is None else self._session.cache
+        Raises:
+            SenriError: inside a session, anything but one whole row of token ids.
+        """
+        if self._session is None or kwargs.get("past_key_values") is not None:
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        prompt = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if prompt is None or args:
+            raise SenriError("inside a session, generate takes input_ids of one sequence and keyword arguments.")
+        _refuse_padding(kwargs.pop("attention_mask", None))
+        return self._session.generate_whole(prompt, generation_config, **kwargs)
+
+    def _session_cache(self, inputs: Tensor | None, attention_mask: Any, update_memory: bool) -> Cache | None:
+        """Return the cache of the open session for a call, opening a session for `update_memory`."""
+        if self._session is None and not update_memory:
+            return None
+        rows = 1 if inputs is None else inputs.shape[0]
+        if self._session is None:
+            self._session = Session(self, rows)
+        if rows != self._session.batch_size:
+            raise SenriError(
+                f"the open session has {self._session.batch_size} row(s), but this call has {rows}: open one with "
+                f"new_sequence(batch_size={rows}), or call reset_memory() first."
+            )
+        if self.training and self.is_activation_checkpointing:  # type: ignore[attr-defined]
+            raise SenriError(
+                "gradient checkpointing keeps no state between calls: switch it off to train in a session."
+            )
+        _refuse_padding(attention_mask)
+        cache: Cache = self._session.cache
+        return cache
+
+
+def _refuse_padding(attention_mask: Any) -> None:
+    if attention_mask is not None and not bool(torch.as_tensor(attention_mask).all()):
+        raise SenriError("attention_mask hides tokens, but a session keeps all it reads: leave padding out.")
