@@ -1,10 +1,13 @@
 """convert: a closed gate and a long window leave the base's logits; what is written comes back; targets are guarded."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from senri.conversion import CalibrationSettings, Preset, convert, load_preset
@@ -133,6 +136,16 @@ def test_the_table_counts_every_parameter_once(bases, base_kind: str, tmp_path: 
     assert result.table.render().row_count == len(table.rows) + 2 + is_neox - (not table.total("kept"))
 
 
+def test_the_table_is_whole_in_a_narrow_terminal(bases, base_kind: str, tmp_path: Path) -> None:
+    result = convert(bases.save(base_kind, tmp_path / "base"), gate(calibration="whiten"), calibration=settings())
+    console = Console(width=80, file=io.StringIO())
+    console.print(result.table.render())
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert "2 x " in shown
+    assert "measured on 512 tokens" in shown
+
+
 def test_the_same_seed_gives_the_same_model(bases, tmp_path: Path) -> None:
     folder = bases.save("llama", tmp_path / "base")
     memory = MemoryConfig(combine="alone", projections="own", num_heads=2, key_dim=5, value_dim=7)
@@ -201,6 +214,23 @@ def test_a_senri_model_is_no_base(bases, tmp_path: Path) -> None:
     convert(bases.save("llama", tmp_path / "base"), gate(), out, calibration=settings())
     with pytest.raises(SenriError, match="already a Senri model"):
         convert(out, gate())
+
+
+def test_places_that_cannot_be_written_are_refused_before_any_work(bases, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SenriError, match="file cannot be written to"):
+        convert("./nowhere", gate(), tmp_path / "file" / "model")
+
+
+def test_a_calibration_text_that_is_too_short_is_refused(bases, tmp_path: Path) -> None:
+    base, text = bases.save("llama", tmp_path / "base"), tmp_path / "short.txt"
+    text.write_text("a b c")
+    with pytest.raises(SenriError, match=r"short\.txt has 5 tokens, but whitening keys of 8"):
+        convert(base, gate(calibration="whiten"), calibration=settings(), calibration_text=text)
+    sunk = Preset(sliding_window=5, default_layer_type="sliding_attention", attention_sink=True)
+    with pytest.raises(SenriError, match=r"short\.txt gives 5 tokens in a row.*window of 5"):
+        convert(base, sunk, calibration=settings(), calibration_text=text)
+    convert(base, replace(sunk, sliding_window=4), calibration=settings(), calibration_text=text)
 
 
 def test_layers_beyond_the_last_are_refused(bases, tmp_path: Path) -> None:

@@ -65,3 +65,6 @@ def test_export_refuses_what_is_not_a_senri_model(saved: tuple[Path, SenriForCau
     (tmp_path / "used" / "file").touch()
     with pytest.raises(SenriError, match="is in use"):
         export_remote_code(saved[0], tmp_path / "used")
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SenriError, match="cannot be exported"):
+        export_remote_code(saved[0], tmp_path / "file" / "model")

@@ -119,6 +119,7 @@ def calibrate(
         assert config.sliding_window is not None
         length = max(length, 2 * config.sliding_window)
     pieces = list(chunks(islice(stream, settings.tokens), length))
+    _check_length(config, pieces, document.name)
     base = _base_model(config, base_weights)
     report: dict[str, Any] = {"text": document.name, "tokens": sum(piece.shape[1] for piece in pieces)}
     with measured_sinks(base, model):
@@ -137,6 +138,23 @@ def calibrate(
     if gates:
         report["gates"] = gates
     return report
+
+
+def _check_length(config: SenriConfig, pieces: list[Tensor], text: str) -> None:
+    """Refuse a text that could not set what the model asks for, rather than set it from noise."""
+    memory = config.memory_config
+    tokens, longest = sum(piece.shape[1] for piece in pieces), max(piece.shape[1] for piece in pieces)
+    if sink_layers(config) and longest <= (config.sliding_window or 0):
+        raise SenriError(
+            f"the calibration text {text} gives {longest} tokens in a row, but attention sinks are measured beyond the "
+            f"window of {config.sliding_window}: give a longer text, a smaller sliding_window, or attention_sink=false."
+        )
+    width = memory.key_dim or config.head_dim
+    if config.memory_layers and memory.calibration == "whiten" and tokens <= width:
+        raise SenriError(
+            f"the calibration text {text} has {tokens} tokens, but whitening keys of {width} numbers needs more than "
+            f"{width}: give a longer text, or memory.calibration=none."
+        )
 
 
 def _solves_gate(config: SenriConfig, settings: CalibrationSettings) -> bool:

@@ -32,7 +32,7 @@ def export_remote_code(model_dir: str | Path, out: str | Path) -> None:
         out: folder to write; must not exist yet or be empty.
 
     Raises:
-        SenriError: `model_dir` is no Senri model, or `out` is in use.
+        SenriError: `model_dir` is no Senri model, or `out` is in use or cannot be written.
     """
     source, target = Path(model_dir), Path(out)
     config_path = source / "config.json"
@@ -40,9 +40,10 @@ def export_remote_code(model_dir: str | Path, out: str | Path) -> None:
         raise SenriError(f"{source} is not a Senri model folder: its config.json must say model_type 'senri'.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SenriError(f"{target} is in use: name a folder that does not exist yet.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    work = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         shutil.copytree(source, work, dirs_exist_ok=True)
         for name, code in flat_modules().items():
             (work / f"{name}.py").write_text(code, "utf-8")
@@ -55,9 +56,15 @@ def export_remote_code(model_dir: str | Path, out: str | Path) -> None:
         if target.exists():
             target.rmdir()
         work.rename(target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    except OSError as error:
+        # copytree gathers the errors of all files into one without a reason of its own.
+        reason = error.strerror or "a file cannot be copied"
+        raise SenriError(
+            f"the model cannot be exported to {target} ({reason}): make room or name another folder."
+        ) from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def flat_modules() -> dict[str, str]:

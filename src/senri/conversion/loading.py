@@ -93,7 +93,10 @@ def _dequantised(gguf: Path, cache_dir: Path) -> Path:
     architecture = gguf_architecture(gguf)
     if architecture not in GGUF_ARCHITECTURES:
         supported = ", ".join(GGUF_ARCHITECTURES)
-        raise SenriError(f"{gguf} has the GGUF architecture {architecture!r}, but Senri converts only: {supported}.")
+        raise SenriError(
+            f"{gguf} has the GGUF architecture {architecture!r}, but Senri converts only {supported}: "
+            "choose another base."
+        )
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # transformers reads the file, so another version of it may read it differently
@@ -109,7 +112,9 @@ def _dequantised(gguf: Path, cache_dir: Path) -> Path:
             quantization_config=GgufConfig(dequantize=True),
         )
     except Exception as error:  # a cut file fails in numpy, struct or transformers, each with its own exception
-        raise SenriError(f"{gguf} cannot be dequantised: {_first_line(error)}") from error
+        raise SenriError(
+            f"{gguf} cannot be dequantised ({_first_line(error)}): it is cut short or damaged, download it again."
+        ) from error
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))

@@ -13,13 +13,14 @@ from senri.errors import SenriError
 
 
 def check_target(out: Path) -> None:
-    """Refuse to replace anything but an empty folder or a Senri model.
+    """Refuse, before any work is done, a place that cannot be written or holds anything but a Senri model.
 
     Raises:
-        SenriError: `out` is a file, or a folder that holds something else.
+        SenriError: `out` is a file, a folder that holds something else, or lies where nothing can be written.
     """
     if out.is_file():
         raise SenriError(f"{out} is a file: name a folder for the converted model.")
+    check_writable(next(parent for parent in out.absolute().parents if parent.exists()))
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:
@@ -28,6 +29,21 @@ def check_target(out: Path) -> None:
         is_senri = False
     if not is_senri:
         raise SenriError(f"the folder {out} holds something that is not a Senri model: name a new or empty folder.")
+
+
+def check_writable(folder: Path) -> None:
+    """Try to write into a folder; nothing stays there.
+
+    Raises:
+        SenriError: it is a file, or the system refuses (permissions say too little: a disk may be read-only).
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SenriError(
+            f"{folder} cannot be written to ({error.strerror}): name a place in another folder."
+        ) from error
 
 
 def write_folder(out: Path, fill: Callable[[Path], None]) -> None:

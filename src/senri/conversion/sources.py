@@ -105,7 +105,9 @@ def _check_hub_id(base: str) -> None:
             return
         except HFValidationError:
             pass
-    raise SenriError(f"{base} is no folder or .gguf file on this machine, and no hub id (owner/name) either.")
+    raise SenriError(
+        f"{base} is no folder or .gguf file on this machine, and no hub id (owner/name) either: check the path."
+    )
 
 
 def _from_hub(hub_id: str, timeout: float) -> ResolvedBase:
@@ -124,7 +126,9 @@ def _from_hub(hub_id: str, timeout: float) -> ResolvedBase:
             f"`hf auth login`."
         ) from None
     except RepositoryNotFoundError:
-        raise SenriError(f"{hub_id} is no folder or .gguf file here, and the Hub has no model of that name.") from None
+        raise SenriError(
+            f"{hub_id} is no folder or .gguf file here, and the Hub has no model of that name: check the spelling."
+        ) from None
     except Exception as error:  # the Hub's client passes on the errors of whichever HTTP library it uses
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SenriError(

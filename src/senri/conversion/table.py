@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from senri.conversion.weights import group_name
@@ -50,27 +51,29 @@ class ConversionTable:
         return sum(row.parameters for row in self.rows if row.action in actions)
 
     def render(self) -> Table:
-        """Return the table for a rich console; names without `model.layers.*.self_attn.` fit a narrow one."""
+        """Return the table for a rich console of 80 columns: short names, their origin below them where it differs."""
         table = Table(title="Conversion")
-        table.add_column("parameter", no_wrap=True)
+        table.add_column("parameter", overflow="fold")
         table.add_column("action", no_wrap=True)
-        table.add_column("from")
-        for column in ("tensors", "shape", "numbers"):
-            table.add_column(column, justify="right", no_wrap=column == "numbers")
+        table.add_column("tensors", justify="right", no_wrap=True)
+        table.add_column("numbers", justify="right", no_wrap=True)
         for row in self.rows:
-            shape = " x ".join(map(str, row.shape))
             name, source = _short(row.name), _short(row.source)
-            source = "" if source == name else source
-            table.add_row(name, row.action, source, str(row.tensors), shape, f"{row.parameters:,}")
+            label = Text(name if source == name else f"{name}\n")
+            label.append("" if source == name else source, style="dim")
+            tensors = " x ".join(map(str, (row.tensors, *row.shape)))
+            table.add_row(label, row.action, tensors, f"{row.parameters:,}")
         table.add_section()
         for action in ("kept", "converted", "created", "left out"):
             if count := self.total(action):
-                table.add_row("all", action, "", "", "", f"{count:,}")
+                table.add_row("all", action, "", f"{count:,}")
         return table
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("model.").removeprefix("layers.*.").removeprefix("self_attn.")
+    for prefix in ("model.", "gpt_neox.", "layers.*.", "self_attn."):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def make_table(
