@@ -1,5 +1,7 @@
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,11 +68,13 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
     [
         ("", "a command"),
         ("memory", "inspect, clean, merge, diff, size"),
-        ("memry", "invalid choice: 'memry'"),
+        ("memry", "unknown command 'memry': did you mean 'memory'?"),
+        ("memory frob", "known: clean, diff, inspect, merge, size"),
+        ("", "convert, read, ask"),
         ("ask", "missing: question, model, session"),
         ("ask --model m --session s", "question"),
         ("read --model m --session s --tokens many", "--tokens is 'many', but it should be a whole number or 'all'"),
-        ("read --model m --session s --colour red", "--colour"),
+        ("read --model m --session s --colour red", "unknown option --colour"),
         ("read a=b --model m --session s c=d", "c=d stands apart"),
         ("memory clean a.senri --energy high", "--energy is 'high', but it should be a number"),
         ("memory clean a.senri --max-rank 2.5", "--max-rank is '2.5', but it should be a whole number"),
@@ -81,6 +85,11 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
 )
 def test_wrong_words_are_one_sentence(complaint, line: str, said: str):
     assert said in complaint(*line.split())
+
+
+@pytest.mark.parametrize("words", [["--text", ""], ["--text="], ["--text", " "]])
+def test_an_empty_value_is_not_the_folder_at_hand(complaint, words: list[str]):
+    assert "--text is empty" in complaint("read", "--model", "m", "--session", "s", *words)
 
 
 def test_help_of_the_process_loads_no_commands_machinery(tmp_path: Path):
@@ -100,4 +109,12 @@ def test_ctrl_c_anywhere_is_said_and_exits_with_130(monkeypatch, capsys):
 
     monkeypatch.setattr(sys.modules[main_function.__module__], "call", interrupted)
     assert main(["demo"]) == 130
-    assert capsys.readouterr().err == "senri: interrupted; nothing was changed.\n"
+    assert capsys.readouterr().err == "senri: interrupted; no file is half written.\n"
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys.modules[main_function.__module__], "call", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["demo"]) == 130
+    assert "no file is half written" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 
+from senri.cli import memory as memory_command
 from senri.memory import MemoryState
 from senri.models import SenriForCausalLM, Session
 
@@ -21,7 +22,7 @@ def test_inspect_shows_every_head_and_writes_a_picture(senri, read_session, tmp_
     assert senri("memory", "inspect", read_session, "--out", out) == 0
     shown = capsys.readouterr().out
     assert "200 tokens read" in shown
-    assert "effective rank" in shown
+    assert "effective" in shown
     values = json.loads((out / "memory.json").read_text())
     wanted = MemoryState.load(read_session).inspect()
     assert [head["norm"] for head in values["heads"]] == [row.norm for row in wanted]
@@ -69,6 +70,23 @@ def test_clean_to_another_file_leaves_the_session(senri, read_session, tmp_path)
     assert senri("memory", "clean", read_session, "--out", out, "--energy", 0.5) == 0
     assert read_session.read_bytes() == content
     assert out.exists()
+
+
+def test_tables_fit_eighty_columns(senri, read_session, second_session, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    capsys.readouterr()
+    assert senri("memory", "inspect", read_session) == 0
+    shown = capsys.readouterr().out.splitlines()
+    heads = len(MemoryState.load(read_session).inspect())
+    assert sum(line.startswith("│ 1 ") for line in shown) == heads
+    assert not any(line.startswith("│   ") for line in shown)  # no row goes on in a second line
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(68160.0, "6.82e4"), (1.2e-5, "1.2e-5"), (3.14159, "3.14"), (0.0, "0"), (2.5e12, "2.5e12")]
+)
+def test_numbers_are_short(value, said):
+    assert memory_command._short(value) == said
 
 
 def test_size_names_the_parts(senri, read_session, capsys):

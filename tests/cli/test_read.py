@@ -207,13 +207,44 @@ def test_places_and_folders_that_do_not_exist_are_refused(complaint, model_folde
     assert "cannot be read" in complaint(*arguments(tmp_path / "broken", text, tmp_path / "a.senri"))
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_reading(complaint, model_folder, text, session, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    monkeypatch.setattr(read_command, "open_model", lambda _: pytest.fail("read before the place was checked"))
+    assert "Read-only file system" in complaint(*arguments(model_folder, text, session))
+
+
+def test_texts_of_one_character_one_long_line_and_other_line_ends(senri, model_folder, session, tmp_path, capsys):
+    one, line, dos, unix = (tmp_path / name for name in ("一.txt", "line.txt", "dos.txt", "unix.txt"))
+    one.write_text("x")
+    line.write_text("word " * 200_000)
+    dos.write_bytes(b"The cat\r\nsat.\r\n")
+    unix.write_bytes(b"The cat\nsat.\n")
+    assert senri(*arguments(model_folder, one, session)) == 0
+    assert "一.txt: 1 tokens read" in capsys.readouterr().out
+    assert senri(*arguments(model_folder, line, session, "--tokens", 60)) == 0
+    assert senri(*arguments(model_folder, dos, session)) == 0
+    assert senri(*arguments(model_folder, unix, session)) == 0
+    assert "unix.txt was read to its end before" in capsys.readouterr().out
+
+
+def test_a_changed_text_of_the_same_name_is_read_from_its_start(senri, model_folder, text, session, capsys):
+    assert senri(*arguments(model_folder, text, session, "--tokens", 100)) == 0
+    text.write_text(text.read_text() + "One line more.")
+    assert senri(*arguments(model_folder, text, session, "--tokens", 50)) == 0
+    assert "50 tokens read" in capsys.readouterr().out
+    assert MemoryState.load(session).header.tokens_read == 150
+
+
 def test_ctrl_c_before_reading_changes_nothing(senri, model_folder, text, session, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(read_command, "open_model", interrupted)
     assert senri(*arguments(model_folder, text, session)) == 130
-    assert "nothing was changed" in capsys.readouterr().err
+    assert "no file is half written" in capsys.readouterr().err
     assert not session.exists()
 
 

@@ -28,7 +28,10 @@ def convert(
     from rich.console import Console
 
     from senri.conversion import convert as convert_checkpoint
+    from senri.conversion import load_preset
 
-    result = convert_checkpoint(base, preset, out, overrides=overrides, calibration_text=calibration_text, dtype=dtype)
+    chosen = load_preset(preset, overrides)
+    print(f"converting {base or chosen.base} with the preset {preset} ...", flush=True)
+    result = convert_checkpoint(base, chosen, out, calibration_text=calibration_text, dtype=dtype)
     Console().print(result.table.render())
     print(f"written to {out}.")

@@ -1,6 +1,7 @@
 """Stopping in order: Ctrl-C and SIGTERM are noted, the work at hand is finished and kept."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,6 +34,19 @@ def noticed_stops() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within the block SIGTERM is as Ctrl-C, so that temporary files are cleared away; a thread leaves it as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Stopped(KeyboardInterrupt):

@@ -10,8 +10,9 @@ from senri.cli.chat import chat
 from senri.cli.convert import convert
 from senri.cli.demo import demo
 from senri.cli.export import export
+from senri.cli.interruption import terminable
 from senri.cli.memory import clean, diff, inspect, merge, size
-from senri.cli.parser import Command, Parser, add_command, call, new_parser
+from senri.cli.parser import Command, Parser, add_command, call, new_parser, refuse_empty_values
 from senri.cli.perplexity import perplexity
 from senri.cli.read import read
 from senri.cli.serve import serve
@@ -58,17 +59,20 @@ def main(words: Sequence[str] | None = None) -> int:
         words: the command line without the program's name; `sys.argv` if None.
     """
     try:
-        found = build_parser().parse_args(list(sys.argv[1:] if words is None else words))
+        given = list(sys.argv[1:] if words is None else words)
+        refuse_empty_values(given)
+        found = build_parser().parse_args(given)
         command, values = COMMANDS[found.command], found[found.command]
         if not callable(command):
             command, values = command[values.action], values[values.action]
-        call(command, values)
+        with terminable():
+            call(command, values)
         sys.stdout.flush()
     except SenriError as error:
         print(f"senri: error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as stop:
-        print(f"senri: {str(stop) or 'interrupted; nothing was changed.'}", file=sys.stderr)
+        print(f"senri: {str(stop) or 'interrupted; no file is half written.'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output, such as `head`, has gone; without this the interpreter complains when it flushes.

@@ -1,5 +1,6 @@
 """`senri memory inspect | clean | merge | diff | size`: what session and memory files hold."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,10 @@ def inspect(session: Path, *, out: Path | None = None) -> None:
     rows = state.inspect()
     header = state.header
     print(f"{session}: {header.tokens_read:,} tokens read by {header.base or 'a model'}, rule {header.rule}.")
-    table = _table("layer", "head", "norm", "effective rank", "largest singular values")
+    table = _table("layer", "head", "norm", "effective\nrank", "largest singular values")
     for row in rows:
-        largest = "  ".join(f"{value:.3g}" for value in row.singular_values)
-        table.add_row(str(row.layer), _head(row), f"{row.norm:.4g}", f"{row.effective_rank:.1f}", largest)
+        largest = "  ".join(map(_short, row.singular_values))
+        table.add_row(str(row.layer), _head(row), _short(row.norm), f"{row.effective_rank:.1f}", largest)
     _show(table)
     if out is not None:
         spectra = {f"layer {index}": _spectrum(tensors["M"]) for index, tensors in state.layers.items()}
@@ -48,7 +49,7 @@ def diff(first: Path, second: Path, *, out: Path | None = None) -> None:
     rows = one.diff(other)
     table = _table("layer", "head", f"norm of {first.name}", f"norm of {second.name}", "norm of difference", "cosine")
     for row in rows:
-        norms = (f"{value:.4g}" for value in (row.norm, row.other_norm, row.difference))
+        norms = map(_short, (row.norm, row.other_norm, row.difference))
         table.add_row(str(row.layer), _head(row), *norms, f"{row.cosine:.4f}")
     _show(table)
     if out is not None:
@@ -144,6 +145,11 @@ def _show(table: "Table") -> None:
 
 def _head(row: Any) -> str:
     return str(row.head) if row.row == 0 else f"{row.head} of row {row.row}"
+
+
+def _short(value: float) -> str:
+    """Return three digits, and an exponent without the zeros that would not fit a terminal of 80 columns."""
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), f"{value:.3g}")
 
 
 def _spectrum(matrix: Any) -> "np.ndarray[Any, Any]":

@@ -76,12 +76,15 @@ def check_session_place(path: Path) -> None:
     """Refuse a place where no session file can be written, before any work is done.
 
     Raises:
-        SenriError: it is a folder, or lies in a folder that does not exist.
+        SenriError: it is a folder, or lies in a folder that does not exist or cannot be written to.
     """
     if path.is_dir():
         raise SenriError(f"session {str(path)!r} is a folder: name a file such as book.senri.")
     if not path.parent.is_dir():
         raise SenriError(f"folder {str(path.parent)!r} of the session file does not exist: make it first.")
+    from senri.conversion.output import check_writable
+
+    check_writable(path.parent)
 
 
 def quieten() -> None:

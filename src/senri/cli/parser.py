@@ -3,14 +3,15 @@
 import argparse
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
-from senri.errors import SenriError
+from senri.errors import SenriError, nearest
 
 Command = Callable[..., None]
 
@@ -51,6 +52,18 @@ def add_command(group: Any, name: str, command: Command) -> None:
     for parameter in inspect.signature(command).parameters.values():
         _add_argument(parser, parameter, hints[parameter.name], texts.get(parameter.name, ""))
     group.add_subcommand(name, parser, help=summary)
+
+
+def refuse_empty_values(words: Sequence[str]) -> None:
+    """Refuse `--text ""`, as an unset variable of a shell leaves it: an empty path would mean the folder at hand.
+
+    Raises:
+        SenriError: an option's value is empty.
+    """
+    for before, word in pairwise(["", *words]):
+        flag = word.removesuffix("=") if word.endswith("=") else before if not word.strip() else ""
+        if flag.startswith("--"):
+            raise SenriError(f"{flag} is empty: give it a value, or leave it out.")
 
 
 def call(command: Command, values: Any) -> None:
@@ -102,8 +115,13 @@ def _one_sentence(message: str) -> str:
     if found := re.search(r"the following arguments are required: (.+)", text):
         names = [one.strip().rpartition(".")[2] for one in found[1].split(",")]
         return f"missing: {', '.join(names)} (see --help)."
+    if found := re.search(r"invalid choice: '(.*)' \(choose from (.+)\)", text):
+        known = re.findall(r"\w+", found[2])
+        return f"unknown command {found[1]!r}: {nearest(found[1], known)} (see --help)."
     if found := re.search(r'expected "[\w.]+" to be one of \{(.+)\}, but it was not provided', text):
-        return f"missing: a command, one of {found[1].replace(',', ', ')} (see --help)."
+        return f"missing: a command, one of {', '.join(re.split(', *', found[1]))} (see --help)."
+    if found := re.search(r"unrecognized arguments: (--.*)", text):
+        return f"unknown option {found[1]} (see --help)."
     if found := re.search(r'^Parser key "([\w.]+)": .*(?:Got|Given) value: (.*)$', text):
         flag = "--" + found[1].rpartition(".")[2].replace("_", "-")
         kinds = re.findall(r"Expected an? (.+?)(?=\.? Got| - Expected| Given|$)", text)

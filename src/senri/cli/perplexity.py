@@ -62,6 +62,11 @@ def perplexity(
     from senri.data import TokenStream, open_document
 
     document = open_document(text)
+    if out is not None:
+        from senri.evaluation.files import make_folder
+        from senri.evaluation.report import write_json
+
+        make_folder(out)
     measure = _measure_senri if model_type_of(model) == "senri" else _measure_other
 
     def token_ids(tokenizer: Any) -> "Tensor":
@@ -74,10 +79,6 @@ def perplexity(
     print(f"{document.name}, sha256 {document.sha256[:12]}")
     show(results)
     if out is not None:
-        from senri.evaluation.files import make_folder
-        from senri.evaluation.report import write_json
-
-        make_folder(out)
         save_resolved(settings, out / "perplexity.yaml")
         text_facts = {"name": document.name, "sha256": document.sha256}
         write_json(

@@ -95,7 +95,8 @@ class _ReadingProgress(Progress):
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
-        yield Text(self.detail)
+        if self.detail:
+            yield Text(self.detail)
 
 
 def _progress() -> _ReadingProgress:
