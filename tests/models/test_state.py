@@ -206,3 +206,14 @@ def test_a_disabled_memory_can_be_cropped(memory_model: SenriForCausalLM, ids: T
         run_in_chunks(memory_model, ids[:, :7], 3, cache)
     cache.crop(-7)
     torch.testing.assert_close(run_in_chunks(memory_model, ids[:, 16:], 4, cache), expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_crop_after_a_reorder_goes_back_in_the_new_rows(memory_model: SenriForCausalLM, ids: Tensor) -> None:
+    cache = memory_model.model.adopt(DynamicCache(config=memory_model.config))
+    cache.activate_past_recording()
+    run_in_chunks(memory_model, ids[:, :20], 5, cache)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    cache.crop(-7)
+    got = run_in_chunks(memory_model, ids[[1, 0]][:, 13:], 3, cache)
+    torch.testing.assert_close(got, memory_model(ids).logits[[1, 0]][:, 13:], **TOLERANCE)

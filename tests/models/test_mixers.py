@@ -1,0 +1,66 @@
+"""Where mixers draw their lines: to which side a gate opens, which token first sees a sink, where angles split."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
+
+from senri.models import SenriForCausalLM
+from senri.models.rotary import EXACT_POSITIONS, SenriRotaryEmbedding
+
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["gate", "gate_full", "gated_delta"])
+def test_a_closed_gate_leaves_attention_and_an_open_one_the_memory(
+    build: Callable[..., SenriForCausalLM], ids: Tensor, kind: str
+) -> None:
+    model = build(kind)
+    mixers = [layer.self_attn for layer in model.model.layers if hasattr(layer.self_attn, "memory")]
+    with model.memory_disabled():
+        local = model(ids).logits
+    for mixer in mixers:
+        mixer.memory_gate.weight.fill_(-40.0)
+    torch.testing.assert_close(model(ids).logits, local, **TOLERANCE)
+    for mixer in mixers:
+        mixer.memory_gate.weight.fill_(40.0)
+    alone = model(ids).logits
+    assert not torch.allclose(alone, local, **TOLERANCE)
+    for mixer in mixers:  # whatever local attention says, nothing of it comes through
+        mixer.attend = lambda qkv, *rest, **more: (torch.zeros_like(qkv[0]).transpose(1, 2), None)
+    torch.testing.assert_close(model(ids).logits, alone, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("pads", [0, 4])
+def test_a_sink_is_seen_from_the_token_that_lost_the_first(
+    build: Callable[..., SenriForCausalLM], ids: Tensor, attention: str, pads: int
+) -> None:
+    with_sink, without = build("sink"), build("sliding")
+    without.load_state_dict(with_sink.state_dict(), strict=False)
+    mask = torch.ones_like(ids)
+    mask[:, :pads] = 0
+    logits = []
+    for model in (with_sink, without):
+        model.set_attn_implementation(attention)
+        logits.append(model(ids, attention_mask=mask).logits[:, pads:])
+    window = with_sink.config.sliding_window
+    torch.testing.assert_close(logits[0][:, :window], logits[1][:, :window], **TOLERANCE)
+    assert (logits[0][:, window] - logits[1][:, window]).abs().max() > 1e-2
+
+
+def test_angles_follow_the_definition_across_the_split(build: Callable[..., SenriForCausalLM]) -> None:
+    config = build("gate", "gpt_neox").config
+    rotary = SenriRotaryEmbedding(config)
+    near, x = torch.tensor([[0, 1, 300, EXACT_POSITIONS - 1]]), torch.zeros(1)
+    for got, expected in zip(rotary(x, near), GPTNeoXRotaryEmbedding(config)(x, near), strict=True):
+        assert torch.equal(got, expected)
+    far = torch.tensor([[EXACT_POSITIONS - 1, EXACT_POSITIONS, EXACT_POSITIONS + 1, 2**24 + 5, 50_000_017, 2**40 + 3]])
+    angles = far.double()[..., None] * rotary.inv_freq.double()
+    cos, sin = rotary(x, far)
+    for got, expected in ((cos, angles.cos()), (sin, angles.sin())):
+        torch.testing.assert_close(got.double(), torch.cat([expected, expected], -1), atol=1e-2, rtol=0)
