@@ -85,6 +85,18 @@ def test_a_chat_ends_with_quit_or_with_its_input_and_saves_when_asked(
     assert "kept in" in capsys.readouterr().err
 
 
+def test_a_chat_cleans_its_memory_while_it_waits(senri, read_session, model_folder, monkeypatch, tmp_path):
+    ranks = {}
+    for idle in ("true", "false"):
+        kept = tmp_path / f"{idle}.senri"
+        kept.write_bytes(read_session.read_bytes())
+        monkeypatch.setattr(sys, "stdin", io.StringIO("/quit\n"))
+        words = ["chat", "--model", model_folder, "--session", kept, "--save", f"clean_when_idle={idle}"]
+        assert senri(*words) == 0
+        ranks[idle] = sum(row.effective_rank for row in MemoryState.load(kept).inspect())
+    assert ranks["true"] < ranks["false"]
+
+
 def test_turns_continue_the_rendered_conversation(tokenizer):
     """What the session reads over three turns is the template of the whole conversation."""
     conversation = Conversation(tokenizer)
@@ -118,6 +130,6 @@ def test_without_a_chat_template_the_line_itself_is_read():
 
 
 def test_greedy_is_the_default():
-    assert GenerateSettings(5, 0.0, 1.0, 0).arguments()["do_sample"] is False
+    assert GenerateSettings(5, 0.0, 1.0, 0, False).arguments()["do_sample"] is False
     with pytest.raises(SenriError, match="max_new_tokens"):
-        GenerateSettings(0, 0.0, 1.0, 0)
+        GenerateSettings(0, 0.0, 1.0, 0, False)

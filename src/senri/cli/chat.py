@@ -33,6 +33,8 @@ def chat(*overrides: str, model: Path, session: Path, save: bool = False, config
     prompt.print(f"{live.tokens_read:,} tokens read. {_QUIT} ends.", style="dim")
     try:
         while True:
+            if settings.clean_when_idle:
+                live.clean(loaded.config.memory_config.clean_energy)
             prompt.print("> ", end="", style="bold")
             line = input()
             if line.strip() == _QUIT:

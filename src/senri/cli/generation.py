@@ -24,6 +24,7 @@ class GenerateSettings:
     temperature: float
     top_p: float
     seed: int
+    clean_when_idle: bool
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
