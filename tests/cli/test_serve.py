@@ -8,6 +8,8 @@ import urllib.request
 
 import pytest
 
+from senri.cli import serve as serve_command
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -70,3 +72,11 @@ def test_what_cannot_be_served_is_said(complaint, base_folder, model_folder, tmp
     assert "port is 0" in complaint("serve", "--model", model_folder, "--port", 0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else object())
     assert "pip install 'senri[serve]'" in complaint("serve", "--model", model_folder)
+
+
+def test_the_server_knows_the_model_by_the_name_that_was_typed(senri, model_folder, monkeypatch):
+    given = []
+    monkeypatch.setattr(serve_command, "run_server", given.append)
+    monkeypatch.chdir(model_folder.parent)
+    assert senri("serve", "--model", f"./{model_folder.name}", "--port", free_port()) == 0
+    assert given[0][:2] == ["serve", f"./{model_folder.name}"]

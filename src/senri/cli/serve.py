@@ -5,28 +5,29 @@ import socket
 import sys
 from pathlib import Path
 
-from senri.cli.opening import model_type_of
+from senri.cli.opening import model_type_of, quieten
 from senri.errors import SenriError
 
 _NEEDED = ("fastapi", "uvicorn", "openai")
 
 
-def serve(*, model: Path, host: str = "127.0.0.1", port: int = 8000, device: str = "auto") -> None:
+def serve(*, model: str, host: str = "127.0.0.1", port: int = 8000, device: str = "auto") -> None:
     """Serve a model at /v1/chat/completions and /v1/completions until Ctrl-C.
 
     Args:
-        model: folder of a converted model.
+        model: folder of a converted model; requests name it as it is written here.
         host: address to listen at.
         port: port to listen at.
         device: where the model runs, such as cpu or cuda:0.
     """
-    if model_type_of(model) != "senri":
+    # No Path in what follows: the server compares the names in requests letter by letter, and Path drops a leading ./
+    if model_type_of(Path(model)) != "senri":
         raise SenriError(f"{model} is not a Senri model: run senri convert on it first.")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SenriError(f"the server needs {', '.join(missing)}: run pip install 'senri[serve]'.")
     _check_free(host, port)
-    run_server(["serve", str(model), "--host", host, "--port", str(port), "--device", device])
+    run_server(["serve", model, "--host", host, "--port", str(port), "--device", device])
 
 
 def run_server(words: list[str]) -> None:
@@ -42,7 +43,9 @@ def run_server(words: list[str]) -> None:
     Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
     from transformers.cli.transformers import app
 
-    print(f"serving on http://{words[words.index('--host') + 1]}:{words[words.index('--port') + 1]}/v1", flush=True)
+    quieten()
+    host, port = (words[words.index(flag) + 1] for flag in ("--host", "--port"))
+    print(f"serving on http://{host}:{port}/v1; requests name the model {words[1]!r}.", flush=True)
     app(words, standalone_mode=False)
 
 

@@ -149,7 +149,7 @@ def _check_length(config: SenriConfig, pieces: list[Tensor], text: str) -> None:
             f"the calibration text {text} gives {longest} tokens in a row, but attention sinks are measured beyond the "
             f"window of {config.sliding_window}: give a longer text, a smaller sliding_window, or attention_sink=false."
         )
-    width = memory.key_dim or config.head_dim
+    width = memory.key_dim or config.head_dim or 0
     if config.memory_layers and memory.calibration == "whiten" and tokens <= width:
         raise SenriError(
             f"the calibration text {text} has {tokens} tokens, but whitening keys of {width} numbers needs more than "
