@@ -148,3 +148,16 @@ def test_positions_far_out_mean_the_same(build: Callable[..., SenriForCausalLM],
 def test_wrong_shapes_are_refused(build: Callable[..., SenriForCausalLM], shape: tuple[int, ...]) -> None:
     with pytest.raises(SenriError, match="reads token ids"):
         Session(build("gate"), batch_size=2).read(torch.zeros(shape, dtype=torch.long))
+
+
+def test_a_memory_state_is_a_copy_on_the_way_out_and_in(memory_model: SenriForCausalLM, ids: Tensor) -> None:
+    session, other = Session(memory_model), Session(memory_model)
+    session.read(ids[:1, :13])
+    taken = session.get_memory_state()
+    other.set_memory_state(taken)
+    expected = session.fork().logits(ids[:1, 13:]), other.fork().logits(ids[:1, 13:])
+    for tensors in taken.layers.values():
+        for tensor in tensors.values():
+            tensor.zero_()
+    assert torch.equal(session.logits(ids[:1, 13:]), expected[0])
+    assert torch.equal(other.logits(ids[:1, 13:]), expected[1])

@@ -160,3 +160,32 @@ def test_the_fingerprint_covers_layout_and_weights(build: Callable[..., SenriFor
         tuned.model.layers[1].self_attn.k_proj.weight[0, 0] += 1e-6
     for other in (rope, tuned, build("gate", sliding_window=7), build("gate").bfloat16()):
         assert model_fingerprint(other) != mine
+
+
+@torch.no_grad()
+def test_a_sequence_inside_a_sequence_leaves_the_outer_one_as_it_was(
+    build: Callable[..., SenriForCausalLM], ids: Tensor
+) -> None:
+    model = build("gate")
+    with model.new_sequence(batch_size=2) as outer:
+        model(ids[:, :15])
+        with model.new_sequence() as inner:
+            model(ids[:1])
+        got = model(ids[:, 15:]).logits
+        assert (outer.tokens_read, inner.tokens_read) == (29, 29)
+        model.reset_memory()
+        assert outer.tokens_read == 0
+    torch.testing.assert_close(got, model(ids).logits[:, 15:], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_disabling_a_memory_twice_leaves_it_disabled(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
+    model = build("gate")
+    whole = model(ids).logits
+    with model.memory_disabled():
+        disabled = model(ids).logits
+        with model.memory_disabled():
+            pass
+        assert torch.equal(model(ids).logits, disabled)
+    assert torch.equal(model(ids).logits, whole)
+    assert not torch.allclose(disabled, whole, **TOLERANCE)

@@ -217,3 +217,18 @@ def test_crop_after_a_reorder_goes_back_in_the_new_rows(memory_model: SenriForCa
     cache.crop(-7)
     got = run_in_chunks(memory_model, ids[[1, 0]][:, 13:], 3, cache)
     torch.testing.assert_close(got, memory_model(ids).logits[[1, 0]][:, 13:], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_static_cache_keeps_its_addresses(memory_model: SenriForCausalLM, ids: Tensor) -> None:
+    cache = StaticCache(config=memory_model.config, max_cache_len=40)
+
+    def addresses() -> list[int]:
+        layers = [layer for layer in cache.layers if isinstance(layer, SenriMemoryLayer)]
+        return [tensor.data_ptr() for layer in layers for tensor in layer.memory_state.values()]
+
+    run_in_chunks(memory_model, ids[:, :12], 12, cache)
+    before = addresses()
+    run_in_chunks(memory_model, ids[:, 12:], 5, cache)
+    cache.reset()
+    assert addresses() == before

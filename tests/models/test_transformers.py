@@ -193,3 +193,18 @@ def test_compiled_with_padding_or_packing(build: Callable[..., SenriForCausalLM]
     got = packed(ids[:1], position_ids=positions, use_cache=False).logits
     apart = torch.cat([model(ids[:1, :11]).logits, model(ids[:1, 11:]).logits], dim=1)
     torch.testing.assert_close(got, apart, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_one_missing_parameter_leaves_its_loaded_neighbours(
+    build: Callable[..., SenriForCausalLM], tmp_path: Path
+) -> None:
+    model, missing = build("add"), "model.layers.1.self_attn.memory.inputs.beta_proj.bias"
+    start = model.get_parameter(missing).clone()
+    for parameter in model.parameters():
+        parameter.normal_()
+    weights = {name: value for name, value in model.state_dict().items() if name != missing}
+    model.save_pretrained(tmp_path, state_dict=dict(weights))
+    loaded = SenriForCausalLM.from_pretrained(tmp_path)
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, start if name == missing else weights[name]), name
