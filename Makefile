@@ -42,7 +42,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/conversion_equality.py
+	$(BIN)/python benchmarks/window_attention.py
+	test -d build/bench_model || $(BIN)/senri convert --preset smollm_infini --out build/bench_model
+	$(BIN)/python benchmarks/long_reading.py --model build/bench_model
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
