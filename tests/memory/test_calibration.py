@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from senri.errors import SenriError
-from senri.memory.calibration import GateLeastSquares, RunningMoments, gate_least_squares, whitening_matrix
+from senri.memory.calibration import GateLeastSquares, RunningMoments, whitening_matrix
 
 
 def samples(*shape, seed=0):
@@ -43,11 +43,17 @@ def test_whitening_does_not_blow_up_flat_directions():
     assert whitening_matrix(torch.zeros(3, 3)).isfinite().all()
 
 
+def solved(target, window, memory, low=0.0, high=1.0):
+    gate = GateLeastSquares()
+    gate.update(target, window, memory)
+    return gate.solve(low, high)
+
+
 def test_gate_is_the_least_squares_solution():
     generator = torch.Generator().manual_seed(0)
     window, memory, noise = (torch.randn(2, 3, 10, 4, generator=generator) for _ in range(3))
     share = torch.tensor([0.2, 0.7, 0.5]).view(1, 3, 1, 1)
-    exact = gate_least_squares(share * memory + (1 - share) * window, window, memory)
+    exact = solved(share * memory + (1 - share) * window, window, memory)
     torch.testing.assert_close(exact, share.flatten().double())
 
     target, fitted, gate = noise, None, GateLeastSquares()
@@ -66,6 +72,6 @@ def test_gate_is_the_least_squares_solution():
 def test_gate_is_clamped_and_closed_where_nothing_differs():
     window = torch.ones(1, 2, 3, 4)
     memory = torch.stack([window[:, 0], 2 * window[:, 1]], dim=1)
-    assert gate_least_squares(9 * window, window, memory, low=0.1, high=0.8).tolist() == pytest.approx([0.1, 0.8])
+    assert solved(9 * window, window, memory, low=0.1, high=0.8).tolist() == pytest.approx([0.1, 0.8])
     with pytest.raises(SenriError, match="no tokens"):
         GateLeastSquares().solve(0.0, 1.0)

@@ -100,10 +100,3 @@ class GateLeastSquares:
             raise SenriError("calibration of the gate saw no tokens: give it a text that is not empty.")
         differed = self._length > 0
         return torch.where(differed, self._along / torch.where(differed, self._length, 1.0), low).clamp(low, high)
-
-
-def gate_least_squares(target: Tensor, window: Tensor, memory: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Return `GateLeastSquares` of one piece: `[batch, heads, seq, dim]` each, to g `[heads]` in `[low, high]`."""
-    gate = GateLeastSquares()
-    gate.update(target, window, memory)
-    return gate.solve(low, high)

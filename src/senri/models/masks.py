@@ -12,7 +12,7 @@ from transformers.masking_utils import (
 )
 from transformers.utils.import_utils import is_tracing
 
-from senri.mixers.context import BandedMask, MixerMasks
+from senri.mixers.context import BandedMask
 
 FULL_TYPES = ("full_attention", "hybrid")
 SLIDING_TYPES = ("sliding_attention", "hybrid_sliding")
@@ -67,11 +67,6 @@ def create_senri_masks(
                 config, inputs_embeds, attention_mask, past_key_values, position_ids
             )
     return masks
-
-
-def as_mixer_masks(masks: Any) -> MixerMasks:
-    """Return the dictionary of `create_senri_masks` as what mixers take."""
-    return MixerMasks(**masks)
 
 
 def packed_sequences(

@@ -34,7 +34,7 @@ from senri.mixers import AddedMemory, AttentionSink, MemoryGate, SenriMixer, Sof
 from senri.mixers.cache_senri import adopt_cache
 from senri.mixers.context import MixerMasks
 from senri.models.configuration_senri import SenriConfig
-from senri.models.masks import as_mixer_masks, create_senri_masks, packed_sequences
+from senri.models.masks import create_senri_masks, packed_sequences
 from senri.models.rotary import SenriRotaryEmbedding
 from senri.models.sessions import SessionMixin
 
@@ -191,10 +191,11 @@ class SenriModel(SenriPreTrainedModel):
             )
         hidden_states = self.embedding_dropout(inputs_embeds)
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        mixer_masks = MixerMasks(**masks)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                masks=as_mixer_masks(masks),
+                masks=mixer_masks,
                 position_embeddings=position_embeddings,
                 past_key_values=past_key_values,
                 position_ids=position_ids,
