@@ -1,17 +1,21 @@
-"""Fixed-size memories: the interface, TensorMemory, the branch that mixers use, and the memory of a whole model."""
+"""Fixed-size memories: the interface, one memory a file, the branch of a layer, and the memory of a whole model."""
 
 from senri.memory.base import LayerState, Memory, state_bytes
 from senri.memory.branch import MemoryBranch
 from senri.memory.cleaning import SVDCleaningStats, clean_matrix
 from senri.memory.config import MemoryConfig
+from senri.memory.hierarchical import HierarchicalMemory
 from senri.memory.inputs import MemoryInputs, MemoryTokens
-from senri.memory.registry import MEMORIES, build_memory
+from senri.memory.multi import MultiMemory
+from senri.memory.orthogonal import OrthogonalBasisMemory
+from senri.memory.registry import MEMORIES, build_memory, resolve_config
 from senri.memory.state import Header, MemoryState, SourceProgress, fingerprint
 from senri.memory.tensor import TensorMemory
 
 __all__ = [
     "MEMORIES",
     "Header",
+    "HierarchicalMemory",
     "LayerState",
     "Memory",
     "MemoryBranch",
@@ -19,11 +23,14 @@ __all__ = [
     "MemoryInputs",
     "MemoryState",
     "MemoryTokens",
+    "MultiMemory",
+    "OrthogonalBasisMemory",
     "SVDCleaningStats",
     "SourceProgress",
     "TensorMemory",
     "build_memory",
     "clean_matrix",
     "fingerprint",
+    "resolve_config",
     "state_bytes",
 ]

@@ -50,3 +50,19 @@ def check_call(
     if decay is not None and memory.config.rule != "gated_delta":
         raise SenriError(f"decay was given, but memory.rule is {memory.config.rule!r}: only 'gated_delta' decays.")
     check_rows(state, batch)
+
+
+def check_sizes(memory: Memory) -> None:
+    """Check the sizes of a memory that is being built.
+
+    Raises:
+        SenriError: a size below 1, or query heads that the key/value heads cannot share.
+    """
+    for name in ("num_heads", "num_key_value_heads", "key_dim", "value_dim"):
+        if getattr(memory, name) < 1:
+            raise SenriError(f"{name} of the memory is {getattr(memory, name)}, but it must be at least 1.")
+    if memory.num_heads % memory.num_key_value_heads:
+        raise SenriError(
+            f"num_heads {memory.num_heads} of the memory is not a multiple of num_key_value_heads "
+            f"{memory.num_key_value_heads}: every key/value head serves the same number of query heads."
+        )

@@ -1,10 +1,11 @@
 """Every knob of a memory, typed and checked: the nested `memory` section of `SenriConfig` and of the YAML presets."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from senri.errors import SenriError, nearest
+from senri.errors import SenriError
+from senri.memory.typed import check_at_least, check_types, from_mapping
 
 Rule = Literal["linear", "delta", "gated_delta"]
 FeatureMapName = Literal["elu_plus_one", "l2", "silu_l2", "dpfp"]
@@ -16,6 +17,7 @@ Gradient = Literal["full", "segment", "none"]
 Combine = Literal["gate", "add", "alone"]
 Projections = Literal["shared", "own"]
 Calibration = Literal["none", "whiten"]
+StateOwner = Literal["layer", "shared"]
 
 
 @dataclass
@@ -24,6 +26,9 @@ class MemoryConfig:
 
     Args:
         type: name in the memory registry (`senri.memory.MEMORIES`).
+        options: what only this type of memory has, such as `num_memories` (its class's `Options`).
+        state: `layer` gives every layer a state of its own; `shared` lets the first of these layers write one state
+            that all of them read, each with its own query projection.
         combine: how a layer joins memory and local attention: `gate` (g * memory + (1 - g) * window, per head, one
             output projection), `add` (a branch with its own projections, added to the residual), `alone`.
         rule: how a write changes M: `linear`, `delta` or `gated_delta`.
@@ -54,6 +59,8 @@ class MemoryConfig:
     """
 
     type: str = "tensor"
+    options: dict[str, Any] = field(default_factory=dict)
+    state: StateOwner = "layer"
     combine: Combine = "gate"
     rule: Rule = "linear"
     feature_map: FeatureMapName = "elu_plus_one"
@@ -86,16 +93,13 @@ class MemoryConfig:
         Raises:
             SenriError: names the field, the value and what is allowed.
         """
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
-        for name in ("dpfp_order", "segment_length", "num_heads", "num_key_value_heads", "key_dim", "value_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SenriError(f"memory.{name} is {value}, but it must be at least 1.")
-        for name in ("short_convolution", "clean_every"):
-            if getattr(self, name) < 0:
-                raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be 0 (off) or more.")
+        values = self._values()
+        check_types(type(self), values, "memory")
+        counts = ("dpfp_order", "segment_length", "num_heads", "num_key_value_heads", "key_dim", "value_dim")
+        check_at_least("memory", {name: values[name] for name in counts}, 1)
+        check_at_least(
+            "memory", {name: values[name] for name in ("short_convolution", "clean_every")}, 0, " (0 is off)"
+        )
         if self.short_convolution == 1:
             raise SenriError("memory.short_convolution is 1, but it must be 0 (off) or a kernel of at least 2.")
         for name in ("write_strength", "decay", "clean_energy"):
@@ -120,6 +124,11 @@ class MemoryConfig:
             )
         if self.combine == "add" and self.projections != "own":
             raise SenriError("memory.combine 'add' keeps the base whole and needs memory.projections 'own'.")
+        if self.state == "shared" and self.projections != "own":
+            raise SenriError(
+                "memory.state 'shared' lets layers read another layer's keys, which takes query projections of their "
+                "own: set memory.projections 'own'."
+            )
         sizes = ("num_heads", "num_key_value_heads", "key_dim", "value_dim")
         given = [name for name in sizes if getattr(self, name) is not None]
         if self.projections == "shared" and given:
@@ -134,24 +143,11 @@ class MemoryConfig:
         Raises:
             SenriError: an unknown key (with the nearest known one) or a wrong value.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise SenriError(f"unknown key 'memory.{key}': {nearest(key, known)}")
-        return cls(**values)
+        return from_mapping(cls, values, "memory")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain data, ready for JSON or YAML."""
         return dataclasses.asdict(self)
 
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise SenriError(f"memory.{name} is {value!r}: {nearest(str(value), get_args(hint))}")
-        return
-    allowed = get_args(hint) or (hint,)
-    is_bool_for_number = isinstance(value, bool) and bool not in allowed
-    if is_bool_for_number or not isinstance(value, (*allowed, int) if float in allowed else allowed):
-        wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
-        raise SenriError(f"memory.{name} is {value!r} ({type(value).__name__}), but it must be {wanted}.")
+    def _values(self) -> dict[str, Any]:
+        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}

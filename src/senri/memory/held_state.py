@@ -33,7 +33,7 @@ class HeldState(Memory):
     def update(self, k: Tensor, v: Tensor, beta: Tensor | None = None, decay: Tensor | None = None) -> None:
         """Write the tokens as one segment that is visible at once, whatever `segment_length` says.
 
-        With `config.clean_every` = n > 0 the memory is cleaned after every n-th update.
+        With `config.clean_every` = n > 0 the memory is cleaned after every n-th update. A frozen memory stays as it is.
 
         Args:
             k: `[batch, num_key_value_heads, seq, key_dim]`.
@@ -47,7 +47,7 @@ class HeldState(Memory):
         state = self.init_state(k.shape[0], k.device) if self._held is None else self._held
         self._held = self._write_at_once(k, v, state, beta, decay)
         self._updates += 1
-        if self.config.clean_every and self._updates % self.config.clean_every == 0:
+        if self.config.clean_every and self._updates % self.config.clean_every == 0 and not self.frozen:
             self.svd_cleaning(self.config.clean_energy)
 
     def retrieve(self, q: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from senri.errors import SenriError
 from senri.memory.base import LayerState
+from senri.memory.sparse import from_dense, is_sparse, to_dense
 
-ADDITIVE = ("M", "z", "pending_M", "pending_z", "count")
-"""State tensors that are sums over tokens. All others (the past of a convolution) belong to one sequence's end."""
+END_OF_SEQUENCE = ("conv_k", "conv_q", "started")
+"""State tensors that belong to one sequence's end. All others are sums over tokens."""
 
 
 def merge_layer_states(states: Sequence[LayerState], rule: str) -> LayerState:
@@ -23,10 +25,13 @@ def merge_layer_states(states: Sequence[LayerState], rule: str) -> LayerState:
         raise SenriError(f"memories with the rule {rule!r} cannot be merged: only those of the rule 'linear' add up.")
     if not states:
         raise SenriError("nothing to merge: give at least one state.")
-    shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in states]
+    dense = [to_dense(state) for state in states]
+    shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in dense]
     if any(shape != shapes[0] for shape in shapes):
         raise SenriError("the states to merge have different tensors or shapes: take states of the same memory.")
-    return {
-        name: torch.stack([state[name] for state in states]).sum(dim=0) if name in ADDITIVE else torch.zeros_like(first)
-        for name, first in states[0].items()
-    }
+    merged = {name: _added(name, [state[name] for state in dense]) for name in dense[0]}
+    return from_dense(merged) if is_sparse(states[0]) else merged
+
+
+def _added(name: str, tensors: Sequence[Tensor]) -> Tensor:
+    return torch.zeros_like(tensors[0]) if name in END_OF_SEQUENCE else torch.stack(list(tensors)).sum(dim=0)

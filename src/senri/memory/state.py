@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from senri.errors import SenriError
 from senri.memory.base import LayerState, state_bytes
 from senri.memory.file import digest, read_file, write_file
 from senri.memory.header import Header, SourceProgress
+from senri.memory.inspection import DifferenceRow, HeadRow, differences, head_rows
 from senri.memory.merging import merge_layer_states
 
 __all__ = [
@@ -26,55 +26,6 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"layers\.(\d+)\.(memory\.(\w+)|window\.(keys|values))")
-
-
-@dataclass(frozen=True)
-class HeadRow:
-    """What one head of one layer's memory holds.
-
-    Attributes:
-        layer: index in the model.
-        row: of the batch.
-        head: key/value head.
-        norm: Frobenius norm of M.
-        effective_rank: exp of the entropy of the singular values as shares of their sum (Roy and Vetterli 2007); 0 for
-            an empty memory.
-        singular_values: the largest ones, descending.
-        z_norm: Euclidean norm of z; None without z.
-        tokens: tokens this row has read.
-    """
-
-    layer: int
-    row: int
-    head: int
-    norm: float
-    effective_rank: float
-    singular_values: tuple[float, ...]
-    z_norm: float | None
-    tokens: int
-
-
-@dataclass(frozen=True)
-class DifferenceRow:
-    """How one head's M differs between two memories.
-
-    Attributes:
-        layer: index in the model.
-        row: of the batch.
-        head: key/value head.
-        norm: Frobenius norm of the first M.
-        other_norm: of the second.
-        difference: of first minus second.
-        cosine: between the two as vectors; 0 where one is empty.
-    """
-
-    layer: int
-    row: int
-    head: int
-    norm: float
-    other_norm: float
-    difference: float
-    cosine: float
 
 
 @dataclass
@@ -145,47 +96,11 @@ class MemoryState:
             SenriError: memories of different models or of different numbers of rows.
         """
         self._check_same_model(other)
-        rows = []
-        for index in sorted({*self.layers, *other.layers}):
-            mine, theirs = (state.layers.get(index, {}).get("M") for state in (self, other))
-            mine = torch.zeros_like(theirs) if mine is None and theirs is not None else mine
-            theirs = torch.zeros_like(mine) if theirs is None and mine is not None else theirs
-            assert mine is not None and theirs is not None
-            if mine.shape != theirs.shape:
-                raise SenriError(
-                    f"the memories have M of {tuple(mine.shape)} and {tuple(theirs.shape)} in layer {index}: "
-                    "compare memories with the same number of rows."
-                )
-            one, two = mine.double().flatten(2), theirs.double().flatten(2)
-            cosine = torch.cosine_similarity(one, two, dim=-1)
-            norms = (one.norm(dim=-1), two.norm(dim=-1), (one - two).norm(dim=-1), cosine)
-            for row, head in _heads(mine):
-                rows.append(DifferenceRow(index, row, head, *(float(norm[row, head]) for norm in norms)))
-        return rows
+        return differences(self.layers, other.layers)
 
     def inspect(self, singular_values: int = 5) -> list[HeadRow]:
-        """Return what every head holds, with its so many largest singular values."""
-        rows = []
-        for index, state in sorted(self.layers.items()):
-            values = torch.linalg.svdvals(state["M"].double())
-            shares = values / values.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-            ranks = torch.special.entr(shares).sum(dim=-1).exp() * (values[..., 0] > 0)
-            z_norms = state["z"].double().norm(dim=-1) if "z" in state else None
-            counts = state["count"].expand(values.shape[0])
-            for row, head in _heads(state["M"]):
-                rows.append(
-                    HeadRow(
-                        layer=index,
-                        row=row,
-                        head=head,
-                        norm=float(values[row, head].norm()),
-                        effective_rank=float(ranks[row, head]),
-                        singular_values=tuple(values[row, head, :singular_values].tolist()),
-                        z_norm=None if z_norms is None else float(z_norms[row, head]),
-                        tokens=int(counts[row]),
-                    )
-                )
-        return rows
+        """Return what every matrix holds, with its so many largest singular values; layers without one are left out."""
+        return head_rows(self.layers, singular_values)
 
     def _check_same_model(self, other: "MemoryState") -> None:
         mine, theirs = self.header, other.header
@@ -219,7 +134,3 @@ def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[int, LayerState],
 def fingerprint(layout: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     """Return a hex SHA-256 of what gives states their meaning: a JSON-able layout and named weights."""
     return digest(dict(layout), weights)
-
-
-def _heads(matrix: Tensor) -> list[tuple[int, int]]:
-    return [(row, head) for row in range(matrix.shape[0]) for head in range(matrix.shape[1])]
