@@ -62,6 +62,38 @@ MIXERS = {
         },
     },
 }
+WINDOW = {"sliding_window": 6, "default_layer_type": "sliding_attention"}
+MIXERS |= {
+    "banks": {
+        "memory_layers": [1],
+        **WINDOW,
+        "memory": {**LINEAR_SEGMENTS, "rule": "delta", "options": {"num_memory_banks": 2, "segments_per_bank": 2}},
+    },
+    "multi": {"memory_layers": [1], **WINDOW, "memory": {"type": "multi", "segment_length": 4, "gate_init": 0.0}},
+    "multi_learned": {
+        "memory_layers": [1],
+        "memory": {**DELTA_TOKENS, "type": "multi", "options": {"num_memories": 3, "routing": "learned"}},
+    },
+    "hierarchical": {
+        "memory_layers": [0],
+        **WINDOW,
+        "memory": {"type": "hierarchical", "segment_length": 3, "combine": "alone", "order": "update_then_retrieve"},
+    },
+    "orthogonal": {
+        "memory_layers": [1],
+        **WINDOW,
+        "memory": {**LINEAR_SEGMENTS, "type": "orthogonal", "calibration": "whiten", "options": {"top_k": 3}},
+    },
+    "shared": {"memory_layers": [0, 2], **WINDOW, "memory": {**DELTA_TOKENS, "state": "shared"}},
+    "mixed": {
+        "memory_layers": [0, 1, 2],
+        "memory": {**LINEAR_SEGMENTS, "type": "multi"},
+        "layer_memories": {
+            0: {"type": "tensor", "combine": "alone", "rule": "gated_delta", "decay": 0.95},
+            2: {"projections": "own", "num_heads": 1, "key_dim": 32, "value_dim": 32, "rule": "linear"},
+        },
+    },
+}
 WITH_MEMORY = [name for name, options in MIXERS.items() if options["memory_layers"]]
 FAMILIES = ["llama", "qwen2", "gpt_neox"]
 

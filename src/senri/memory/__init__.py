@@ -9,6 +9,7 @@ from senri.memory.inputs import MemoryInputs, MemoryTokens
 from senri.memory.multi import MultiMemory
 from senri.memory.orthogonal import OrthogonalBasisMemory
 from senri.memory.registry import MEMORIES, build_memory, resolve_config
+from senri.memory.shared_read import SharedReader, SharedWrite
 from senri.memory.state import Header, MemoryState, SourceProgress, fingerprint
 from senri.memory.tensor import TensorMemory
 
@@ -26,6 +27,8 @@ __all__ = [
     "MultiMemory",
     "OrthogonalBasisMemory",
     "SVDCleaningStats",
+    "SharedReader",
+    "SharedWrite",
     "SourceProgress",
     "TensorMemory",
     "build_memory",

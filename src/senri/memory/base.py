@@ -44,6 +44,8 @@ class Memory(nn.Module, ABC):
     """
 
     Options: ClassVar[type[Any]] = NoOptions
+    adds_up: ClassVar[bool] = False
+    """Whether states of the linear rule can be merged by adding their tensors."""
     DEFAULTS: ClassVar[dict[str, Any]] = {}
 
     config: MemoryConfig

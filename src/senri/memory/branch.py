@@ -5,9 +5,11 @@ from torch import Tensor, nn
 
 from senri.errors import SenriError
 from senri.memory.base import LayerState
+from senri.memory.cleaning import SVDCleaningStats
 from senri.memory.config import MemoryConfig
 from senri.memory.inputs import MemoryInputs
 from senri.memory.registry import build_memory
+from senri.memory.shared_read import SharedWrite
 
 
 class MemoryBranch(nn.Module):
@@ -55,6 +57,12 @@ class MemoryBranch(nn.Module):
         """Return the state before the first token."""
         return {**self.memory.init_state(batch_size, device), **self.inputs.init_state(batch_size, device)}
 
+    def allocate(self, state: LayerState) -> LayerState:
+        """Return the state with all its room taken (see `Memory.allocate`)."""
+        mine = self.inputs.init_state(1)
+        memory_state = self.memory.allocate({name: state[name] for name in state if name not in mine})
+        return {**memory_state, **{name: state[name] for name in mine}}
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -74,10 +82,31 @@ class MemoryBranch(nn.Module):
         Returns:
             `[batch, num_heads, seq, value_dim]` in the dtype of the hidden states, and the new state.
         """
+        out, new_state, _ = self.run(hidden_states, state, shared, mask)
+        return out, new_state
+
+    def run(
+        self,
+        hidden_states: Tensor,
+        state: LayerState,
+        shared: tuple[Tensor, Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, LayerState, SharedWrite]:
+        """Do as `forward`, and return also what was written, for layers that share this state."""
         tokens, inputs_state = self.inputs(hidden_states, state, shared, mask)
-        q, memory_state = tokens.q, {name: state[name] for name in state if name not in inputs_state}
-        out, memory_state = self.memory.scan(q, tokens.k, tokens.v, memory_state, tokens.beta, tokens.decay, mask)
-        return out.to(hidden_states.dtype), {**memory_state, **inputs_state}
+        memory_state = {name: state[name] for name in state if name not in inputs_state}
+        write = SharedWrite(self.memory, tokens, memory_state, mask)
+        out, memory_state = self.memory.scan(
+            tokens.q, tokens.k, tokens.v, memory_state, tokens.beta, tokens.decay, mask
+        )
+        return out.to(hidden_states.dtype), {**memory_state, **inputs_state}, write
+
+    def clean(
+        self, state: LayerState, energy_threshold: float, max_rank: int | None = None
+    ) -> tuple[LayerState, SVDCleaningStats]:
+        """Clean the memory's matrices (see `Memory.clean`); the inputs' past stays."""
+        cleaned, stats = self.memory.clean(state, energy_threshold, max_rank)
+        return cleaned, stats
 
     def write(
         self,
@@ -85,6 +114,7 @@ class MemoryBranch(nn.Module):
         state: LayerState,
         shared: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
+        frozen: bool = False,
     ) -> LayerState:
         """Return the state that `forward` returns, without reading.
 
@@ -93,8 +123,12 @@ class MemoryBranch(nn.Module):
             state: as in `forward`.
             shared: the layer's (k, v); with a short convolution (q, k, v), because its past holds queries too.
             mask: as in `forward`.
+            frozen: leave the memory as it is, so that only the past of the inputs moves on; False writes even where the
+                memory has been frozen since.
         """
         tokens, inputs_state = self.inputs(hidden_states, state, shared, mask, write_only=True)
         memory_state = {name: state[name] for name in state if name not in inputs_state}
-        written = self.memory.write(tokens.k, tokens.v, memory_state, tokens.beta, tokens.decay, mask)
+        if frozen:
+            return {**memory_state, **inputs_state}
+        _, written = self.memory._scan(None, tokens.k, tokens.v, memory_state, tokens.beta, tokens.decay, mask)
         return {**written, **inputs_state}

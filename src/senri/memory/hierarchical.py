@@ -65,5 +65,5 @@ class HierarchicalMemory(MultiMemory):
         one = l2(queries[:, :, :1], self.config)
         weight: Any = self.gate_weight.to(one.dtype).view(one.shape[1], 1, one.shape[3], one.shape[-1], 1)
         logits = (one @ weight).squeeze(-1) + self.gate_bias.to(one.dtype).view(one.shape[1], 1, one.shape[3], 1)
-        gate = logits.sigmoid()
-        return (gate > self.options.expansion_threshold).to(gate.dtype) if self.deciding else gate
+        gate: Tensor = logits.sigmoid()
+        return torch.where(gate > self.options.expansion_threshold, 1.0, 0.0) if self.deciding else gate

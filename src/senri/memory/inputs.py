@@ -110,8 +110,8 @@ class MemoryInputs(nn.Module):
                 f"but hidden_size is {size}."
             )
         whitening = whitening_matrix(covariance.double().cpu())
-        keys = _orthogonal(self.num_key_value_heads * self.key_dim, size, generator) @ whitening
-        values = _orthogonal(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
+        keys = orthogonal_map(self.num_key_value_heads * self.key_dim, size, generator) @ whitening
+        values = orthogonal_map(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
         group = self.num_heads // self.num_key_value_heads
         queries = keys.view(-1, self.key_dim, size).repeat_interleave(group, dim=0).flatten(0, 1)
         for projection, weight in ((self.q_proj, queries), (self.k_proj, keys)):
@@ -180,9 +180,9 @@ class MemoryInputs(nn.Module):
         if self.config.projections == "own":
             if shared is not None:
                 raise SenriError("the layer's q, k, v were given, but memory.projections is 'own': leave them out.")
-            q = _heads(self.q_proj(hidden_states), self.num_heads) if need_q else None
-            k = _heads(self.k_proj(hidden_states), self.num_key_value_heads)
-            return q, k, _heads(self.v_proj(hidden_states), self.num_key_value_heads)
+            q = split_heads(self.q_proj(hidden_states), self.num_heads) if need_q else None
+            k = split_heads(self.k_proj(hidden_states), self.num_key_value_heads)
+            return q, k, split_heads(self.v_proj(hidden_states), self.num_key_value_heads)
         given = 0 if shared is None else len(shared)
         if shared is None or given not in (2, 3) or (need_q and given == 2):
             wanted = "(q, k, v)" if need_q else "(k, v)"
@@ -209,7 +209,8 @@ def _strength(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid().transpose(1, 2)
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """`[batch, seq, heads * dim]` to `[batch, heads, seq, dim]`."""
     return x.view(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
@@ -221,10 +222,10 @@ def _channels_last(
 ) -> tuple[Tensor, Tensor]:
     """Run a function of `[batch, seq, channels]` on `[batch, heads, seq, dim]`."""
     out, past = function(x.transpose(1, 2).flatten(2), past.expand(x.shape[0], -1, -1), mask)
-    return _heads(out, x.shape[1]), past
+    return split_heads(out, x.shape[1]), past
 
 
-def _orthogonal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
+def orthogonal_map(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
     """Return a random float64 `[rows, columns]` matrix whose rows (columns, if they are fewer) are orthonormal."""
     tall = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
     basis: Tensor = torch.linalg.qr(tall)[0]

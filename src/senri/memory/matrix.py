@@ -32,6 +32,8 @@ class MatrixMemory(CalibratedMemory):
     Scope `batch`: M, z and counts have one row for all; the pending writes stay per row, because a row reads its own.
     """
 
+    adds_up = True
+
     @property
     def parts(self) -> int | None:
         """Matrices per head; None for one, without a dimension of its own."""

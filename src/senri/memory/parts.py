@@ -13,7 +13,7 @@ def spread_queries(q: Tensor, heads: int, parts: int) -> Tensor:
     """Let every query meet all parts of its head: `[batch, heads * group, seq, feature]` to
     `[batch, heads * parts * group, seq, feature]`.
     """
-    grouped = q.unflatten(1, (heads, q.shape[1] // heads))
+    grouped: Tensor = torch.unflatten(q, 1, (heads, q.shape[1] // heads))
     return spread(grouped, parts).flatten(1, 2)
 
 
@@ -29,7 +29,7 @@ def gather_reads(reads: Tensor, heads: int, parts: int, weights: Tensor | None =
         parts: of each head.
         weights: `[batch, heads, parts, group, seq]`; None for equal ones.
     """
-    by_part = reads.unflatten(1, (heads, parts, reads.shape[1] // (heads * parts)))
+    by_part = torch.unflatten(reads, 1, (heads, parts, reads.shape[1] // (heads * parts)))
     if weights is not None:
         by_part = by_part * weights.unsqueeze(-1)
     return by_part.sum(dim=2).flatten(1, 2)

@@ -44,6 +44,11 @@ def resolve_config(values: Mapping[str, Any]) -> MemoryConfig:
     return config
 
 
+def memory_rule(config: MemoryConfig) -> str:
+    """Return what a file's header says of how writes add up: the rule, or the type where states cannot be added."""
+    return config.rule if memory_class(config.type).adds_up else config.type
+
+
 def build_memory(
     config: MemoryConfig,
     hidden_size: int,

@@ -44,7 +44,7 @@ def _scattered(x: Tensor, touched: Tensor) -> Tensor:
     # the place of every part among the stored ones; parts that are not stored read a further one that is zero
     place = torch.where(flat, flat.cumsum(dim=1) - 1, x.shape[1])
     padded = torch.cat([x, x.new_zeros(rows, 1, *x.shape[2:])], dim=1)
-    return _take(padded, place).unflatten(1, (heads, parts))
+    return torch.unflatten(_take(padded, place), 1, (heads, parts))
 
 
 def _gathered(x: Tensor, touched: Tensor) -> Tensor:

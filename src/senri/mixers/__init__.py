@@ -26,6 +26,6 @@ def build_mixer(config: Any, layer_idx: int) -> SenriMixer:
     if layer_type == "linear_attention":
         return MemoryAlone(config, layer_idx)
     if layer_type in ("hybrid", "hybrid_sliding"):
-        kind = WindowMemory if config.memory_config.combine == "gate" else AddedMemory
+        kind = WindowMemory if config.memory_config_of(layer_idx).combine == "gate" else AddedMemory
         return kind(config, layer_idx)
     return SoftmaxAttention(config, layer_idx, sliding=layer_type == "sliding_attention")

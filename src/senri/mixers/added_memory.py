@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from senri.memory.branch import MemoryBranch
+from senri.mixers.branches import build_branch
 from senri.mixers.context import MixerMasks
 from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SoftmaxAttention
@@ -16,9 +16,9 @@ class AddedMemory(SoftmaxAttention):
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx, sliding=config.layer_types[layer_idx] == "hybrid_sliding")
-        sizes = config.memory_sizes()
+        sizes = config.memory_sizes(layer_idx)
         self.memory_enabled = True
-        self.memory = MemoryBranch(config.memory_config, **sizes)
+        self.memory = build_branch(config, layer_idx)
         self.memory_o_proj = nn.Linear(sizes["num_heads"] * sizes["value_dim"], config.hidden_size, bias=False)
         nn.init.zeros_(self.memory_o_proj.weight)
 

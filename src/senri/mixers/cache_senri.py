@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import (
     Cache,
     DynamicLayer,
@@ -27,8 +27,10 @@ from transformers.utils.import_utils import is_torchdynamo_compiling
 
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
+from senri.memory.shared_read import SharedReader
 from senri.mixers.recorded_write import RecordedWrite, select_rows
 
+Branch = MemoryBranch | SharedReader
 MEMORY_LAYER_TYPES = ("linear_attention", "hybrid", "hybrid_sliding")
 
 
@@ -37,14 +39,14 @@ class SenriMemoryLayer(LinearAttentionLayer):
 
     is_static = False
 
-    def __init__(self, branch: MemoryBranch, **kwargs: Any) -> None:
+    def __init__(self, branch: Branch, **kwargs: Any) -> None:
         LinearAttentionLayer.__init__(self)
         if not hasattr(self, "keys"):
             # transformers gathers `keys` and `values` of every layer, this one has none.
             self.keys = self.values = None
         # Weak, so that copying a cache does not copy the model's weights.
         self.branch = weakref.ref(branch)
-        self.shared_scope = branch.memory.config.scope == "batch"
+        self.shared_scope = branch.config.scope == "batch"
         self.memory_state: LayerState | None = None
         self.recorded: list[RecordedWrite] = []
 
@@ -57,6 +59,8 @@ class SenriMemoryLayer(LinearAttentionLayer):
         """Return the state to read from; the empty one before anything was written."""
         if self.memory_state is None:
             self.memory_state = self._branch().init_state(batch_size, device)
+            if self.is_static:
+                self.memory_state = self._branch().allocate(self.memory_state)
             if self.is_static and not is_torchdynamo_compiling():
                 for tensor in self.memory_state.values():
                     torch._dynamo.mark_static_address(tensor)
@@ -67,7 +71,7 @@ class SenriMemoryLayer(LinearAttentionLayer):
         self.has_previous_state[0] = True
         if self.record_past:
             self.recorded.append(write)
-        if self.is_static and not self.record_past and self.memory_state is not None:
+        if self.is_static and not self.record_past and self.memory_state is not None and not _has_graph(state):
             # A compiled graph holds the addresses of these tensors.
             for name, tensor in state.items():
                 self.memory_state[name].copy_(tensor)
@@ -80,8 +84,10 @@ class SenriMemoryLayer(LinearAttentionLayer):
         if state is None:
             self.memory_state = None
             return
-        empty = self._branch().init_state(batch_size, device)
-        self.memory_state = {name: state[name].to(device).expand_as(tensor).clone() for name, tensor in empty.items()}
+        rows = {name: tensor.shape[0] for name, tensor in self._branch().init_state(batch_size, device).items()}
+        self.memory_state = {
+            name: tensor.to(device).expand(rows[name], *tensor.shape[1:]).clone() for name, tensor in state.items()
+        }
 
     def crop(self, tokens_to_remove: int) -> None:
         """Undo the last `-tokens_to_remove` tokens exactly.
@@ -114,9 +120,10 @@ class SenriMemoryLayer(LinearAttentionLayer):
         """Forget everything."""
         super().reset()
         self.recorded = []
-        if self.is_static and self.memory_state is not None:
+        if self.is_static and self.memory_state:
             device = next(iter(self.memory_state.values())).device
-            for name, tensor in self._branch().init_state(self._batch_size(), device).items():
+            empty = self._branch().allocate(self._branch().init_state(self._batch_size(), device))
+            for name, tensor in empty.items():
                 self.memory_state[name].copy_(tensor)
         else:
             self.memory_state = None
@@ -140,7 +147,7 @@ class SenriMemoryLayer(LinearAttentionLayer):
         if self.memory_state is not None:
             self.memory_state = {name: tensor.detach() for name, tensor in self.memory_state.items()}
 
-    def _branch(self) -> MemoryBranch:
+    def _branch(self) -> Branch:
         branch = self.branch()
         if branch is None:
             raise RuntimeError("the model that this cache belongs to no longer exists")
@@ -149,7 +156,7 @@ class SenriMemoryLayer(LinearAttentionLayer):
     def _batch_size(self) -> int:
         if self.memory_state is None:
             return 0
-        return max(tensor.shape[0] for tensor in self.memory_state.values())
+        return max((tensor.shape[0] for tensor in self.memory_state.values()), default=0)
 
     def _select_memory_rows(self, indices: Tensor) -> None:
         if self.memory_state is not None:
@@ -204,7 +211,7 @@ class SenriMemoryFullLayer(_MemoryAndKeysLayer, DynamicLayer):
     is_compileable = False
     keys_class = DynamicLayer
 
-    def __init__(self, branch: MemoryBranch, **kwargs: Any) -> None:
+    def __init__(self, branch: Branch, **kwargs: Any) -> None:
         DynamicLayer.__init__(self)
         SenriMemoryLayer.__init__(self, branch)
 
@@ -215,7 +222,7 @@ class SenriMemorySlidingLayer(_MemoryAndKeysLayer, DynamicSlidingWindowLayer):
     is_compileable = False
     keys_class = DynamicSlidingWindowLayer
 
-    def __init__(self, branch: MemoryBranch, sliding_window: int, **kwargs: Any) -> None:
+    def __init__(self, branch: Branch, sliding_window: int, **kwargs: Any) -> None:
         DynamicSlidingWindowLayer.__init__(self, sliding_window=sliding_window)
         SenriMemoryLayer.__init__(self, branch)
 
@@ -233,7 +240,7 @@ class SenriMemoryStaticFullLayer(_MemoryAndKeysLayer, StaticLayer):
     is_compileable = True
     keys_class = StaticLayer
 
-    def __init__(self, branch: MemoryBranch, max_cache_len: int, **kwargs: Any) -> None:
+    def __init__(self, branch: Branch, max_cache_len: int, **kwargs: Any) -> None:
         StaticLayer.__init__(self, max_cache_len=max_cache_len)
         SenriMemoryLayer.__init__(self, branch)
 
@@ -245,12 +252,12 @@ class SenriMemoryStaticSlidingLayer(_MemoryAndKeysLayer, StaticSlidingWindowLaye
     is_compileable = True
     keys_class = StaticSlidingWindowLayer
 
-    def __init__(self, branch: MemoryBranch, max_cache_len: int, sliding_window: int, **kwargs: Any) -> None:
+    def __init__(self, branch: Branch, max_cache_len: int, sliding_window: int, **kwargs: Any) -> None:
         StaticSlidingWindowLayer.__init__(self, max_cache_len=max_cache_len, sliding_window=sliding_window)
         SenriMemoryLayer.__init__(self, branch)
 
 
-def adopt_cache(cache: Cache | None, config: Any, branches: Mapping[int, MemoryBranch]) -> Cache | None:
+def adopt_cache(cache: Cache | None, config: Any, branches: Mapping[int, Branch]) -> Cache | None:
     """Give the memory layers of a transformers cache Senri's classes. Idempotent.
 
     Args:
@@ -275,8 +282,19 @@ def adopt_cache(cache: Cache | None, config: Any, branches: Mapping[int, MemoryB
                 f"cache layer {index} is a {type(old).__name__}, but that layer of the model has a memory: "
                 "build the cache with `config=model.config`."
             )
-        cache.layers[index] = _senri_layer(old, branch)
+        cache.layers[index] = _senri_layer(old, branch, is_static=isinstance(cache, StaticCache))
     return cache
+
+
+def peek_cache(cache: Cache) -> Cache:
+    """Return a twin to read on with while the cache stays as it is. It shares the tensors, which no call changes."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in twin.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, dict | list):
+                setattr(layer, name, value.copy())
+    return twin
 
 
 def fork_cache(cache: Cache) -> Cache:
@@ -290,7 +308,12 @@ def fork_cache(cache: Cache) -> Cache:
     return copy.deepcopy(cache, copies)
 
 
-def _senri_layer(old: Any, branch: MemoryBranch) -> SenriMemoryLayer:
+def _has_graph(state: LayerState) -> bool:
+    """Tell whether gradients flow through a state; its tensors may then be saved for the backward pass."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in state.values())
+
+
+def _senri_layer(old: Any, branch: Branch, is_static: bool) -> SenriMemoryLayer:
     new: SenriMemoryLayer
     if isinstance(old, StaticSlidingWindowLayer):
         # The stock layer already cut its length to the window, so it serves as both.
@@ -302,6 +325,6 @@ def _senri_layer(old: Any, branch: MemoryBranch) -> SenriMemoryLayer:
     elif isinstance(old, DynamicLayer):
         new = SenriMemoryFullLayer(branch)
     else:
-        new = SenriMemoryStaticLayer(branch)
+        new = SenriMemoryStaticLayer(branch) if is_static else SenriMemoryLayer(branch)
     new.record_past = old.record_past
     return new

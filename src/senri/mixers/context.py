@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from senri.memory.shared_read import SharedWrite
+
 
 @dataclass
 class BandedMask:
@@ -29,6 +31,7 @@ class MixerMasks:
         sequence_ids: `[batch, seq]`, which packed sequence a token belongs to; None when rows are whole sequences.
         beyond_window: `[batch, seq]` bool, True where the window no longer reaches the sequence's first token; None
             where that is so for no token. For attention sinks.
+        shared_write: what the layer that writes a shared state did in this pass; it puts it here for those that read.
     """
 
     full_attention: Any = None
@@ -36,6 +39,7 @@ class MixerMasks:
     tokens: Tensor | None = None
     sequence_ids: Tensor | None = None
     beyond_window: Tensor | None = None
+    shared_write: SharedWrite | None = None
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from senri.memory.branch import MemoryBranch
+from senri.mixers.branches import build_branch
 from senri.mixers.context import MixerMasks
 from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SenriMixer
@@ -15,14 +15,14 @@ class MemoryAlone(SenriMixer):
     """The layer's attention is its memory. The base's projections are the start, or the memory has its own."""
 
     def __init__(self, config: Any, layer_idx: int) -> None:
-        shared = config.memory_config.projections == "shared"
-        sizes = config.memory_sizes()
+        shared = config.memory_config_of(layer_idx).projections == "shared"
+        sizes = config.memory_sizes(layer_idx)
         width = sizes["num_heads"] * sizes["value_dim"]
         fits_base = width == config.num_attention_heads * config.head_dim
         super().__init__(config, layer_idx, has_qkv=shared, has_output=fits_base)
         self.shares_projections = shared
         self.memory_enabled = True
-        self.memory = MemoryBranch(config.memory_config, **sizes)
+        self.memory = build_branch(config, layer_idx)
         if not fits_base:
             self.memory_o_proj = nn.Linear(width, config.hidden_size, bias=False)
 

@@ -5,6 +5,7 @@ from transformers.cache_utils import Cache
 
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
+from senri.memory.shared_read import SharedReader
 from senri.mixers.cache_senri import SenriMemoryLayer
 from senri.mixers.context import MixerMasks, PackedRows
 from senri.mixers.recorded_write import RecordedWrite
@@ -12,7 +13,7 @@ from senri.mixers.softmax import QKV
 
 
 def recall(
-    branch: MemoryBranch,
+    branch: MemoryBranch | SharedReader,
     hidden_states: Tensor,
     shared: QKV | None,
     masks: MixerMasks,
@@ -35,19 +36,22 @@ def recall(
         `[batch, seq, heads, value_dim]`.
     """
     if masks.sequence_ids is not None:
-        return _recall_packed(branch, hidden_states, shared, masks.sequence_ids)
+        return _recall_packed(branch, hidden_states, shared, masks, masks.sequence_ids)
     batch = hidden_states.shape[0]
     if past_key_values is None:
         state = branch.init_state(batch, hidden_states.device)
-        return _run(branch, hidden_states, state, shared, masks.tokens)[0]
+        return _run(branch, hidden_states, state, shared, masks, masks.tokens)[0]
     layer = past_key_values.layers[layer_idx]
     assert isinstance(layer, SenriMemoryLayer)
     before = layer.memory_before(batch, hidden_states.device)
-    out, state = _run(branch, hidden_states, before, shared, masks.tokens)
+    if layer.is_static and branch.config.state == "shared":
+        before = {name: tensor.clone() for name, tensor in before.items()}  # others read it after it was overwritten
+    out, state = _run(branch, hidden_states, before, shared, masks, masks.tokens)
     written: tuple[Tensor, ...] | None = shared
     if shared is not None and not branch.config.short_convolution:
         written = shared[1:]  # a convolution's past holds queries too; otherwise they leave no trace
-    layer.store_memory(state, RecordedWrite(before, hidden_states, written, masks.tokens))
+    frozen = isinstance(branch, MemoryBranch) and branch.memory.frozen
+    layer.store_memory(state, RecordedWrite(before, hidden_states, written, masks.tokens, frozen=frozen))
     return out
 
 
@@ -63,19 +67,35 @@ def let_pass(hidden_states: Tensor, past_key_values: Cache | None, layer_idx: in
 
 
 def _run(
-    branch: MemoryBranch, hidden_states: Tensor, state: LayerState, shared: QKV | None, mask: Tensor | None
+    branch: MemoryBranch | SharedReader,
+    hidden_states: Tensor,
+    state: LayerState,
+    shared: QKV | None,
+    masks: MixerMasks,
+    mask: Tensor | None,
 ) -> tuple[Tensor, LayerState]:
     out: Tensor
-    out, new_state = branch(hidden_states, state, shared=shared, mask=mask)
+    if isinstance(branch, SharedReader):
+        out, new_state = branch(hidden_states, state, masks.shared_write, mask)
+    else:
+        out, new_state, write = branch.run(hidden_states, state, shared, mask)
+        if branch.config.state == "shared":
+            masks.shared_write = write
     return out.transpose(1, 2), new_state
 
 
-def _recall_packed(branch: MemoryBranch, hidden_states: Tensor, shared: QKV | None, sequence_ids: Tensor) -> Tensor:
+def _recall_packed(
+    branch: MemoryBranch | SharedReader,
+    hidden_states: Tensor,
+    shared: QKV | None,
+    masks: MixerMasks,
+    sequence_ids: Tensor,
+) -> Tensor:
     rows = PackedRows.from_sequence_ids(sequence_ids)
     state = branch.init_state(rows.shape[0], hidden_states.device)
     unpacked = None
     if shared is not None:
         q, k, v = (rows.unpack(part.transpose(1, 2)).transpose(1, 2) for part in shared)
         unpacked = (q, k, v)
-    out, _ = _run(branch, rows.unpack(hidden_states), state, unpacked, rows.mask)
+    out, _ = _run(branch, rows.unpack(hidden_states), state, unpacked, masks, rows.mask)
     return rows.pack(out, like=hidden_states)

@@ -1,11 +1,12 @@
 """What a memory's cache layer remembers of a write, so that `crop` can undo it exactly."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
+from senri.memory.shared_read import SharedReader
 
 
 @dataclass
@@ -18,6 +19,7 @@ class RecordedWrite:
         shared: the layer's own q, k, v (or k, v) of these tokens; None when the branch projects for itself.
         mask: `[batch, seq]`, False for padding.
         wrote: False for tokens that a disabled memory let pass.
+        frozen: whether the memory was frozen, so that only the inputs' past moved on.
     """
 
     before: LayerState
@@ -25,6 +27,7 @@ class RecordedWrite:
     shared: tuple[Tensor, ...] | None
     mask: Tensor | None
     wrote: bool = True
+    frozen: bool = False
 
     @property
     def length(self) -> int:
@@ -35,18 +38,20 @@ class RecordedWrite:
         """Return the write of only the first `tokens` tokens."""
         shared = None if self.shared is None else tuple(part[:, :, :tokens] for part in self.shared)
         mask = None if self.mask is None else self.mask[:, :tokens]
-        return RecordedWrite(self.before, self.hidden_states[:, :tokens], shared, mask, self.wrote)
+        return replace(self, hidden_states=self.hidden_states[:, :tokens], shared=shared, mask=mask)
 
-    def replay(self, branch: MemoryBranch) -> LayerState:
+    def replay(self, branch: MemoryBranch | SharedReader) -> LayerState:
         """Write again and return the state after it."""
-        return branch.write(self.hidden_states, self.before, self.shared, self.mask) if self.wrote else self.before
+        if not self.wrote:
+            return self.before
+        return branch.write(self.hidden_states, self.before, self.shared, self.mask, self.frozen)
 
     def select_rows(self, indices: Tensor, shared_scope: bool) -> "RecordedWrite":
         """Return the write for the given rows of the batch."""
         shared = None if self.shared is None else tuple(part[indices] for part in self.shared)
         mask = None if self.mask is None else self.mask[indices]
         before = select_rows(self.before, indices, shared_scope)
-        return RecordedWrite(before, self.hidden_states[indices], shared, mask, self.wrote)
+        return replace(self, before=before, hidden_states=self.hidden_states[indices], shared=shared, mask=mask)
 
 
 def select_rows(state: LayerState, indices: Tensor, shared_scope: bool) -> LayerState:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from senri.memory.branch import MemoryBranch
+from senri.mixers.branches import build_branch
 from senri.mixers.context import MixerMasks
 from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SoftmaxAttention
@@ -39,10 +39,10 @@ class WindowMemory(SoftmaxAttention):
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx, sliding=config.layer_types[layer_idx] == "hybrid_sliding")
-        memory = config.memory_config
+        memory = config.memory_config_of(layer_idx)
         self.shares_projections = memory.projections == "shared"
         self.memory_enabled = True
-        self.memory = MemoryBranch(memory, **config.memory_sizes())
+        self.memory = build_branch(config, layer_idx)
         self.memory_gate = MemoryGate(config.num_attention_heads, memory.gate_init)
 
     def forward(
@@ -59,7 +59,8 @@ class WindowMemory(SoftmaxAttention):
         if self.memory_enabled:
             shared = qkv if self.shares_projections else None
             remembered = recall(self.memory, hidden_states, shared, masks, past_key_values, self.layer_idx)
-            out = self.memory_gate(remembered, out)
+            # A memory with heads of its own, such as one as wide as the model, is mixed in slices of the base's heads.
+            out = self.memory_gate(remembered.reshape(out.shape), out)
         else:
             let_pass(hidden_states, past_key_values, self.layer_idx)
         return self.o_proj(out.flatten(2)), weights

@@ -6,8 +6,9 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 from senri.errors import SenriError, nearest
-from senri.memory.config import MemoryConfig
+from senri.memory import MemoryConfig, resolve_config
 from senri.mixers.cache_senri import MEMORY_LAYER_TYPES
+from senri.models.memory_layers import check_memory, check_stable, layer_config
 
 FAMILIES = {"llama": "llama", "qwen2": "llama", "gpt_neox": "gpt_neox"}
 """Family (how a block is put together) of each supported base architecture."""
@@ -27,7 +28,9 @@ class SenriConfig(PreTrainedConfig):
         attention_sink: sliding layers keep a stand-in for the first token once it has left the window.
         default_layer_type: attention of the layers without a memory: `full_attention` or `sliding_attention`.
         layer_types: derived from the above; transformers' caches are built from it.
-        memory: the fields of `senri.memory.MemoryConfig`.
+        memory: the fields of `senri.memory.MemoryConfig`, for all layers with a memory. `top_k_memories` may be given
+            beside it as the option `top_k` of an orthogonal-basis memory.
+        layer_memories: by layer index, fields of `memory` that differ in that layer; layers of different kinds mix.
         qkv_bias, o_bias: biases of the attention projections.
 
     Raises:
@@ -74,6 +77,7 @@ class SenriConfig(PreTrainedConfig):
     memory_layers: list[int] | None = None
     layer_types: list[str] | None = None
     memory: dict | None = None  # type: ignore[type-arg]  # transformers reads the annotation at run time
+    layer_memories: dict | None = None  # type: ignore[type-arg]
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
@@ -87,8 +91,18 @@ class SenriConfig(PreTrainedConfig):
             self.memory_layers = self._typed_memory_layers()
         elif self.memory_layers is None:
             self.memory_layers = [first + i * interval for i in range(count or 0)]
-        self.memory = MemoryConfig.from_dict(dict(self.memory or {})).to_dict()
+        given = dict(self.memory or {})
+        if (top_k := kwargs.pop("top_k_memories", None)) is not None:
+            given["options"] = {**given.get("options", {}), "top_k": top_k}
+        self.memory = resolve_config(given).to_dict()
+        # JSON knows only words as keys
+        self.layer_memories = {
+            str(layer): dict(fields) for layer, fields in (self.layer_memories or {}).items()
+        } or None
         self._check_sizes()
+        check_stable(self.memory_config)
+        for layer in self.memory_layers or []:
+            check_memory(self, layer)
         if self.layer_types is None:
             self.layer_types = self._derive_layer_types()
         self.check_layer_types()
@@ -101,12 +115,17 @@ class SenriConfig(PreTrainedConfig):
 
     @property
     def memory_config(self) -> MemoryConfig:
-        """The typed `memory` section."""
+        """The typed `memory` section, common to all layers that say nothing else."""
         return MemoryConfig.from_dict(dict(self.memory or {}))
 
-    def memory_sizes(self) -> dict[str, int]:
+    def memory_config_of(self, layer: int) -> MemoryConfig:
+        """The knobs of one layer's memory."""
+        own = (self.layer_memories or {}).get(str(layer))
+        return self.memory_config if own is None else layer_config(dict(self.memory or {}), own)
+
+    def memory_sizes(self, layer: int | None = None) -> dict[str, int]:
         """Sizes of a layer's memory: the configured ones, else the base's (num_heads, ..., value_dim)."""
-        memory, head_dim = self.memory_config, self.head_dim
+        memory, head_dim = self.memory_config if layer is None else self.memory_config_of(layer), self.head_dim
         num_heads = memory.num_heads or self.num_attention_heads
         kv_heads = memory.num_key_value_heads or (memory.num_heads or self.num_key_value_heads)
         assert head_dim is not None and kv_heads is not None
@@ -117,6 +136,13 @@ class SenriConfig(PreTrainedConfig):
             "key_dim": memory.key_dim or head_dim,
             "value_dim": memory.value_dim or head_dim,
         }
+
+    def writing_layer(self, layer: int) -> int:
+        """Return the layer whose state a memory layer reads: itself, or the first of those that share one."""
+        if self.memory_config_of(layer).state == "layer":
+            return layer
+        sharing = [one for one in sorted(self.memory_layers or []) if self.memory_config_of(one).state == "shared"]
+        return sharing[0]
 
     def check_layer_types(self) -> None:
         """Check that the layers' types say what `memory_layers` says; fields set one by one may part them.
@@ -132,12 +158,15 @@ class SenriConfig(PreTrainedConfig):
             )
 
     def _derive_layer_types(self) -> list[str]:
-        if self.memory_config.combine == "alone":
-            with_memory = "linear_attention"
-        else:
-            with_memory = "hybrid" if self.sliding_window is None else "hybrid_sliding"
+        beside = "hybrid" if self.sliding_window is None else "hybrid_sliding"
         layers = self.memory_layers or []
-        return [with_memory if i in layers else self.default_layer_type for i in range(self.num_hidden_layers)]
+
+        def kind(layer: int) -> str:
+            if layer not in layers:
+                return self.default_layer_type
+            return "linear_attention" if self.memory_config_of(layer).combine == "alone" else beside
+
+        return [kind(layer) for layer in range(self.num_hidden_layers)]
 
     def _typed_memory_layers(self) -> list[int]:
         return [i for i, kind in enumerate(self.layer_types or []) if kind in MEMORY_LAYER_TYPES]
@@ -168,27 +197,11 @@ class SenriConfig(PreTrainedConfig):
                 raise SenriError(
                     f"memory_layers has {layer}, but the base's layers are 0 to {self.num_hidden_layers - 1}."
                 )
-        memory = self.memory_config
-        if memory.combine == "alone" and len(layers) == self.num_hidden_layers:
+        for layer in self.layer_memories or {}:
+            if not layer.isdigit() or int(layer) not in layers:
+                raise SenriError(f"layer_memories names layer {layer}, but memory_layers are {layers}.")
+        alone = [layer for layer in layers if self.memory_config_of(layer).combine == "alone"]
+        if len(alone) == self.num_hidden_layers:
             raise SenriError(
                 "memory_layers names every layer, but with memory.combine 'alone' one must keep attention."
-            )
-        corrects_together = memory.rule != "linear" and memory.granularity == "segment" and memory.segment_length > 1
-        if corrects_together and memory.normaliser == "rmsnorm":
-            # Every token of the segment subtracts the same wrong reading: alike keys overshoot and the state diverges.
-            raise SenriError(
-                f"memory.rule {memory.rule!r} with memory.normaliser 'rmsnorm' is unstable at memory.granularity "
-                "'segment': use memory.granularity 'token' or memory.normaliser 'denominator'."
-            )
-        sizes = self.memory_sizes()
-        if sizes["num_heads"] % sizes["num_key_value_heads"]:
-            raise SenriError(
-                f"memory.num_heads {sizes['num_heads']} is not a multiple of "
-                f"memory.num_key_value_heads {sizes['num_key_value_heads']}."
-            )
-        base_shape = (self.num_attention_heads, self.head_dim)
-        if memory.combine == "gate" and (sizes["num_heads"], sizes["value_dim"]) != base_shape:
-            raise SenriError(
-                f"memory.combine 'gate' mixes head by head, so memory.num_heads and memory.value_dim must be the "
-                f"base's {base_shape}, not {(sizes['num_heads'], sizes['value_dim'])}: use memory.combine 'add'."
             )

@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from senri.memory import Memory, MemoryInputs
 from senri.memory.branch import MemoryBranch
+from senri.memory.shared_read import QueryInputs, SharedReader
 from senri.memory.short_convolution import ShortConvolution
 from senri.mixers import AddedMemory, AttentionSink, MemoryGate, SenriMixer, SoftmaxAttention, build_mixer
 from senri.mixers.cache_senri import adopt_cache
@@ -38,7 +39,7 @@ from senri.models.masks import create_senri_masks, packed_sequences
 from senri.models.rotary import SenriRotaryEmbedding
 from senri.models.sessions import SessionMixin
 
-SELF_INITIALISING = (Memory, MemoryInputs, ShortConvolution, MemoryGate, AttentionSink)
+SELF_INITIALISING = (Memory, MemoryInputs, QueryInputs, ShortConvolution, MemoryGate, AttentionSink)
 """Modules that set their own parameters at the start."""
 
 
@@ -147,7 +148,7 @@ class SenriModel(SenriPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def memory_branches(self) -> dict[int, MemoryBranch]:
+    def memory_branches(self) -> dict[int, MemoryBranch | SharedReader]:
         """Return the memory of each layer that has one, by layer index."""
         mixers = {i: layer.self_attn for i, layer in enumerate(self.layers)}
         return {i: mixer.memory for i, mixer in mixers.items() if hasattr(mixer, "memory")}
@@ -246,7 +247,8 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
             labels: `[batch, seq]`, shifted by the loss itself; -100 is ignored.
             use_cache: return the cache.
             logits_to_keep: how many last positions, or which positions, get logits; 0 for all.
-            update_memory: go on with the model's session (opening one if there is none) and keep what this call writes.
+            update_memory: go on with the model's session (opening one if there is none) and keep what this call writes;
+                otherwise an open session is only read, unless the call is inside `with model.new_sequence():`.
             **kwargs: passed on to the layers and the loss.
         """
         if past_key_values is None:

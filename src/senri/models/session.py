@@ -9,8 +9,10 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from senri.errors import SenriError
+from senri.memory.branch import MemoryBranch
 from senri.memory.cleaning import SVDCleaningStats
 from senri.memory.file import read_file, write_file
+from senri.memory.registry import memory_rule
 from senri.memory.state import Header, MemoryState, SourceProgress, fingerprint, split_tensors
 from senri.mixers.cache_senri import SenriMemoryLayer, fork_cache
 
@@ -32,6 +34,9 @@ class Session:
         """Forget everything and begin anew."""
         self.cache: Any = self.model.model.adopt(DynamicCache(config=self.model.config))
         self.source: SourceProgress | None = None
+        memories = {index: layer._branch().config for index, layer in self.memory_layers.items()}
+        every = {index: memory.clean_every * memory.segment_length for index, memory in memories.items()}
+        self._clean_every = {index: tokens for index, tokens in every.items() if tokens}
 
     @property
     def tokens_read(self) -> int:
@@ -59,16 +64,14 @@ class Session:
                 f"not {list(input_ids.shape)}."
             )
         input_ids = input_ids.to(self.model.device)
-        memory = self.model.config.memory_config
-        every = memory.clean_every * memory.segment_length
         pieces = []
         while input_ids.shape[1]:
-            room = every - self.tokens_read % every if every else input_ids.shape[1]
+            to_cleaning = [every - self.tokens_read % every for every in self._clean_every.values()]
+            room = min([input_ids.shape[1], *to_cleaning])
             piece, input_ids = input_ids[:, :room], input_ids[:, room:]
             out = self.model(piece, past_key_values=self.cache, use_cache=True, logits_to_keep=logits_to_keep)
             pieces.append(out.logits)
-            if every and self.tokens_read % every == 0:
-                self.clean(memory.clean_energy)
+            self._clean_those_due()
         logits = torch.cat(pieces, dim=1)
         return logits[:, -logits_to_keep:] if logits_to_keep else logits
 
@@ -88,9 +91,11 @@ class Session:
         return new
 
     def generate_whole(
-        self, input_ids: Tensor, generation_config: GenerationConfig | None = None, **kwargs: Any
+        self, input_ids: Tensor, generation_config: GenerationConfig | None = None, keep: bool = True, **kwargs: Any
     ) -> Any:
         """Do as `generate`, but return what transformers' `generate` returns: prompt and new ids, or its output object.
+
+        Without `keep` the session stays as it was.
 
         Raises:
             SenriError: more than one row, or `use_cache=False`.
@@ -123,7 +128,8 @@ class Session:
             )
         finally:
             self.model._session = outer
-        self.read(getattr(result, "sequences", result))
+        if keep:
+            self.read(getattr(result, "sequences", result))
         return result
 
     def fork(self) -> "Session":
@@ -143,12 +149,8 @@ class Session:
 
     def clean(self, energy_threshold: float = 0.95, max_rank: int | None = None) -> dict[int, SVDCleaningStats]:
         """Clean every memory by SVD and return what was kept, by layer; layers without a state are left out."""
-        stats = {}
-        for index, layer in self.memory_layers.items():
-            if layer.memory_state is not None:
-                memory = layer._branch().memory
-                layer.memory_state, stats[index] = memory.clean(layer.memory_state, energy_threshold, max_rank)
-        return stats
+        cleaned = {index: self._clean_layer(index, energy_threshold, max_rank) for index in self.memory_layers}
+        return {index: stats for index, stats in cleaned.items() if stats is not None}
 
     def memory_bytes(self) -> int:
         """Bytes of all memory states; the same however much was read."""
@@ -164,14 +166,15 @@ class Session:
     def header(self, kind: str) -> Header:
         """Describe this session and the model it belongs to."""
         config = self.model.config
+        layers = config.memory_layers
         return Header(
             kind=kind,
             base=config.base_name_or_path,
             fingerprint=model_fingerprint(self.model),
             dtype=str(self.model.dtype).removeprefix("torch."),
             tokens_read=self.tokens_read,
-            rule=config.memory_config.rule,
-            memory_type=config.memory_config.type,
+            rule="+".join(sorted({memory_rule(config.memory_config_of(layer)) for layer in layers})),
+            memory_type="+".join(sorted({config.memory_config_of(layer).type for layer in layers})),
             source=self.source,
         )
 
@@ -180,7 +183,7 @@ class Session:
         layers = {
             index: {name: tensor.detach().clone() for name, tensor in layer.memory_state.items()}
             for index, layer in self.memory_layers.items()
-            if layer.memory_state is not None
+            if layer.memory_state
         }
         return MemoryState(layers=layers, header=self.header("memory"))
 
@@ -225,6 +228,19 @@ class Session:
         session.source = header.source
         return session
 
+    def _clean_those_due(self) -> None:
+        for index, every in self._clean_every.items():
+            if self.tokens_read % every == 0:
+                self._clean_layer(index, self.memory_layers[index]._branch().config.clean_energy)
+
+    def _clean_layer(self, index: int, energy_threshold: float, max_rank: int | None = None) -> SVDCleaningStats | None:
+        """Clean one layer's memory, if it has one that holds a state and may change."""
+        layer, branch = self.memory_layers[index], self.memory_layers[index]._branch()
+        if not layer.memory_state or not isinstance(branch, MemoryBranch) or branch.memory.frozen:
+            return None
+        layer.memory_state, stats = branch.clean(layer.memory_state, energy_threshold, max_rank)
+        return stats
+
     def _check(self, header: Header, what: str) -> None:
         mine, dtype = model_fingerprint(self.model), str(self.model.dtype).removeprefix("torch.")
         if header.fingerprint != mine:
@@ -246,7 +262,7 @@ def model_fingerprint(model: Any) -> str:
         "rope_parameters": dict(config.rope_parameters),
         "layer_types": list(config.layer_types),
         "sliding_window": config.sliding_window,
-        "memory": dict(config.memory),
+        "memory": {layer: config.memory_config_of(layer).to_dict() for layer in config.memory_layers},
     }
     weights = {
         f"{index}.{name}": parameter
