@@ -11,7 +11,7 @@ from senri.memory.calibrated import CalibratedMemory
 from senri.memory.checks import check_call, check_rows
 from senri.memory.cleaning import SVDCleaningStats, clean_matrix
 from senri.memory.merging import merge_layer_states
-from senri.memory.parts import gather_reads, spread, spread_queries
+from senri.memory.parts import gather_reads, in_turn, spread, spread_queries
 from senri.memory.reading import join_state, split_state
 from senri.memory.scan import Run, scan, segment_of_tokens
 from senri.memory.segment_scan import Running, make_grid
@@ -27,7 +27,8 @@ class MatrixMemory(CalibratedMemory):
     - `count` `[batch]`: tokens seen;
     - granularity `segment`: `pending_M`, `pending_z`, the writes of the unfinished segment, and for `gated_delta`
       `pending_decay` `[batch, *room]`, the product of its decays;
-    - where parts are written in turn: `segments` `[batch]`, how many segments were finished.
+    - where parts are written in turn: `segments` `[batch]`, how many segments were finished. Only one part at a time
+      has an unfinished segment then, so the pending tensors have no dimension for parts.
 
     Scope `batch`: M, z and counts have one row for all; the pending writes stay per row, because a row reads its own.
     """
@@ -48,20 +49,21 @@ class MatrixMemory(CalibratedMemory):
         """Return the empty state; reading it gives zeros."""
         shared = 1 if self.config.scope == "batch" else batch_size
         room = (self.num_key_value_heads,) if self.parts is None else (self.num_key_value_heads, self.parts)
-        matrix, column = (*room, self.feature_width, self.value_dim), (*room, self.feature_width)
+        waiting = room[:1] if self.takes_turns else room
+        column, width = (self.feature_width,), (self.feature_width, self.value_dim)
         segments, has_z = self.config.granularity == "segment", self.config.normaliser == "denominator"
         state = {
-            "M": torch.zeros(shared, *matrix, device=device),
+            "M": torch.zeros(shared, *room, *width, device=device),
             "count": torch.zeros(shared, dtype=torch.int64, device=device),
         }
         if has_z:
-            state["z"] = torch.zeros(shared, *column, device=device)
+            state["z"] = torch.zeros(shared, *room, *column, device=device)
         if segments:
-            state["pending_M"] = torch.zeros(batch_size, *matrix, device=device)
+            state["pending_M"] = torch.zeros(batch_size, *waiting, *width, device=device)
         if segments and has_z:
-            state["pending_z"] = torch.zeros(batch_size, *column, device=device)
+            state["pending_z"] = torch.zeros(batch_size, *waiting, *column, device=device)
         if segments and self.config.rule == "gated_delta":
-            state["pending_decay"] = torch.ones(batch_size, *room, device=device)
+            state["pending_decay"] = torch.ones(batch_size, *waiting, device=device)
         if self.takes_turns:
             state["segments"] = torch.zeros(shared, dtype=torch.int64, device=device)
         return state
@@ -89,8 +91,13 @@ class MatrixMemory(CalibratedMemory):
         """Add states of the linear rule: the sum answers as one memory that was written with all of them."""
         return merge_layer_states(states, self.config.rule)
 
+    def turn_of(self, segment: Tensor) -> Tensor:
+        """Return the part whose turn it is after so many finished segments (modulo `parts`); shape as `segment`."""
+        return segment
+
     def write_shares(self, keys: Tensor, segment: Tensor) -> Tensor:
-        """Say how strongly each part is written. Only asked where there are parts.
+        """Say how strongly each part is written; by default only the one whose turn it is. Only asked where there are
+        parts.
 
         Args:
             keys: features `[batch, num_key_value_heads, seq, feature]`.
@@ -99,7 +106,8 @@ class MatrixMemory(CalibratedMemory):
         Returns:
             Shares in [0, 1], `[batch or 1, num_key_value_heads or 1, parts, seq]`.
         """
-        raise NotImplementedError
+        assert self.parts is not None
+        return in_turn(self.turn_of(segment), self.parts)
 
     def _write_at_once(
         self, k: Tensor, v: Tensor, state: LayerState, beta: Tensor | None, decay: Tensor | None
@@ -226,21 +234,41 @@ class MatrixMemory(CalibratedMemory):
             committed = committed.expand(batch, -1, -1, -1)
         if self.config.granularity == "token":
             return Running(committed, committed, None)
-        pending = self._joined(state["pending_M"], state.get("pending_z")).expand(batch, -1, -1, -1)
+        pending = self._joined(self._waiting(state, "pending_M"), self._waiting(state, "pending_z"))
         decayed = None
         if self.config.rule == "gated_delta":
-            decayed = self._as_heads(state["pending_decay"]).expand(batch, -1)
-        return Running(committed, pending, decayed)
+            waiting = self._waiting(state, "pending_decay", empty=1.0)
+            assert waiting is not None
+            decayed = self._as_heads(waiting).expand(batch, -1)
+        return Running(committed, pending.expand(batch, -1, -1, -1), decayed)
 
     def _parts_of(self, running: Running) -> LayerState:
         """Undo `_running`."""
         matrix, z = split_state(running.committed, self.config)
-        new: dict[str, Tensor | None] = {"M": matrix, "z": z, "pending_decay": running.decayed}
+        new: dict[str, Tensor | None] = {"M": matrix, "z": z}
         if self.config.granularity == "segment":
             new["pending_M"], new["pending_z"] = split_state(running.pending, self.config)
-        return {name: self._as_parts(x).contiguous() for name, x in new.items() if x is not None}
+            new["pending_decay"] = running.decayed
+        return {name: self._settled(name, x).contiguous() for name, x in new.items() if x is not None}
 
-    def _joined(self, matrix: Tensor, z: Tensor | None) -> Tensor:
+    def _waiting(self, state: LayerState, name: str, empty: float = 0.0) -> Tensor | None:
+        """Return a pending tensor with room for all parts: where they take turns, it belongs to the one at turn."""
+        pending = state.get(name)
+        if pending is None or not self.takes_turns:
+            return pending
+        assert self.parts is not None
+        at_turn = in_turn(self.turn_of(state["segments"]).unsqueeze(1), self.parts).squeeze(-1)
+        return torch.where(at_turn[(...,) + (None,) * (pending.dim() - 2)], pending.unsqueeze(2), empty)
+
+    def _settled(self, name: str, x: Tensor) -> Tensor:
+        """Undo `_as_heads` and, for pending tensors, `_waiting`."""
+        parts = self._as_parts(x)
+        if not (self.takes_turns and name.startswith("pending")):
+            return parts
+        return parts.prod(dim=2) if name == "pending_decay" else parts.sum(dim=2)
+
+    def _joined(self, matrix: Tensor | None, z: Tensor | None) -> Tensor:
+        assert matrix is not None
         return join_state(self._as_heads(matrix), None if z is None else self._as_heads(z))
 
     def _as_heads(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from senri.memory.base import LayerState
 from senri.memory.config import MemoryConfig
 from senri.memory.features import l2
 from senri.memory.matrix import MatrixMemory
-from senri.memory.parts import gather_reads, in_turn
+from senri.memory.parts import gather_reads
 from senri.memory.scan import Run, scan
 from senri.memory.segment_scan import Running
 from senri.memory.typed import check_at_least
@@ -83,17 +83,16 @@ class MultiMemory(MatrixMemory):
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
         """Return the empty state; reading it gives zeros."""
         state = super().init_state(batch_size, device)
-        shared = state["M"].shape[0]
-        size = (self.num_key_value_heads, self.parts, self.feature_width + 1)
-        state["summary"] = torch.zeros(shared, *size, device=device)
-        if self.config.granularity == "segment":
-            state["pending_summary"] = torch.zeros(batch_size, *size, device=device)
+        # as z, with one number more
+        for name, like in (("summary", "M"), ("pending_summary", "pending_M")):
+            if like in state:
+                state[name] = torch.zeros(*state[like].shape[:-2], self.feature_width + 1, device=device)
         return state
 
     def write_shares(self, keys: Tensor, segment: Tensor) -> Tensor:
         """Write the memory whose turn it is, or all of them by the router's softmax."""
         if self.options.routing == "round_robin":
-            return in_turn(segment, self.parts)
+            return super().write_shares(keys, segment)
         logits = l2(keys, self.config) @ self.router.to(keys.dtype)
         return logits.softmax(dim=-1).transpose(-1, -2)
 
@@ -115,9 +114,9 @@ class MultiMemory(MatrixMemory):
         reads, running = scan(run, self._running(state, batch), self.config)
         sums, summed = scan(self._summary_run(run), self._running_summary(state, batch), self._summing)
         new = self._parts_of(running)
-        new["summary"] = self._as_parts(summed.committed.squeeze(-1))
+        new["summary"] = self._settled("summary", summed.committed.squeeze(-1))
         if self.config.granularity == "segment":
-            new["pending_summary"] = self._as_parts(summed.pending.squeeze(-1))
+            new["pending_summary"] = self._settled("pending_summary", summed.pending.squeeze(-1))
         if reads is None or sums is None or run.queries is None:
             return None, new
         heads, parts = self.num_key_value_heads, self.parts
@@ -150,6 +149,7 @@ class MultiMemory(MatrixMemory):
             committed = committed.expand(batch, -1, -1, -1)
         if self.config.granularity == "token":
             return Running(committed, committed, None)
-        pending = self._as_heads(state["pending_summary"]).unsqueeze(-1).expand(batch, -1, -1, -1)
-        decayed = self._running(state, batch).decayed
-        return Running(committed, pending, decayed)
+        waiting = self._waiting(state, "pending_summary")
+        assert waiting is not None
+        pending = self._as_heads(waiting).unsqueeze(-1).expand(batch, -1, -1, -1)
+        return Running(committed, pending, self._running(state, batch).decayed)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from senri.memory.matrix import MatrixMemory
-from senri.memory.parts import in_turn
 from senri.memory.typed import check_at_least
 
 
@@ -47,8 +46,6 @@ class TensorMemory(MatrixMemory):
         """Banks do."""
         return self.parts is not None
 
-    def write_shares(self, keys: Tensor, segment: Tensor) -> Tensor:
-        """Write the bank whose turn it is, `[batch, 1, banks, seq]`."""
-        return in_turn(
-            segment.div(self.options.segments_per_bank, rounding_mode="floor"), self.options.num_memory_banks
-        )
+    def turn_of(self, segment: Tensor) -> Tensor:
+        """Return how many banks were filled, which modulo the banks is the one to write."""
+        return segment.div(self.options.segments_per_bank, rounding_mode="floor")

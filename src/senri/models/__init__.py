@@ -1,10 +1,11 @@
-"""Models: the configuration, the decoder, sessions, and their registration with transformers' Auto classes."""
+"""Models: configuration, decoder, layers to mix by hand, sessions; registered with transformers' Auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 
 from senri.memory.state import SourceProgress
 from senri.models.configuration_senri import SenriConfig
+from senri.models.hand_built import TransformerLM, create_model
 from senri.models.modeling_senri import (
     SenriForCausalLM,
     SenriForQuestionAnswering,
@@ -25,6 +26,8 @@ __all__ = [
     "SenriPreTrainedModel",
     "Session",
     "SourceProgress",
+    "TransformerLM",
+    "create_model",
     "model_fingerprint",
 ]
 
