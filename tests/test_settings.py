@@ -201,9 +201,8 @@ def test_every_preset_is_a_valid_memory(name: str) -> None:
 
 
 def test_presets_are_named() -> None:
-    assert {"smollm_infini", "smollm_memory_only", "smollm2_delta_branch", "pythia_infini_70m", "qwen_infini"} <= set(
-        settings.preset_names()
-    )
+    bases = {"smollm_infini", "smollm_memory_only", "smollm2_delta_branch", "pythia_infini_70m"}
+    assert bases | {"qwen_infini", "qwen_orthogonal"} <= set(settings.preset_names())
 
 
 @pytest.mark.parametrize("path", sorted(settings.config_dir().glob("*.yaml")), ids=lambda path: path.stem)

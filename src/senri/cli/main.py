@@ -11,7 +11,8 @@ from senri.cli.convert import convert
 from senri.cli.demo import demo
 from senri.cli.export import export
 from senri.cli.interruption import terminable
-from senri.cli.memory import clean, diff, inspect, merge, size
+from senri.cli.memory import clean, diff, inspect, merge
+from senri.cli.memory_size import size
 from senri.cli.parser import Command, Parser, add_command, call, new_parser, refuse_empty_values
 from senri.cli.perplexity import perplexity
 from senri.cli.read import read

@@ -1,4 +1,4 @@
-"""`senri memory inspect | clean | merge | diff | size`: what session and memory files hold."""
+"""`senri memory inspect | clean | merge | diff`: what session and memory files hold."""
 
 import re
 from dataclasses import asdict
@@ -20,18 +20,20 @@ def inspect(session: Path, *, out: Path | None = None) -> None:
         out: folder for memory.json and the singular values as memory.png.
     """
     from senri.memory import MemoryState
+    from senri.memory.inspection import matrices
 
     state = MemoryState.load(session)
     rows = state.inspect()
     header = state.header
     print(f"{session}: {header.tokens_read:,} tokens read by {header.base or 'a model'}, rule {header.rule}.")
-    table = _table("layer", "head", "norm", "effective\nrank", "largest singular values")
+    table = table_of("layer", "head", "norm", "effective\nrank", "largest singular values")
     for row in rows:
         largest = "  ".join(map(_short, row.singular_values))
         table.add_row(str(row.layer), _head(row), _short(row.norm), f"{row.effective_rank:.1f}", largest)
-    _show(table)
+    show(table)
     if out is not None:
-        spectra = {f"layer {index}": _spectrum(tensors["M"]) for index, tensors in state.layers.items()}
+        found = {index: matrices(tensors) for index, tensors in state.layers.items()}
+        spectra = {f"layer {index}": _spectrum(matrix) for index, matrix in found.items() if matrix is not None}
         _write(out, "memory", spectra, {"header": asdict(header), "heads": [asdict(row) for row in rows]})
 
 
@@ -44,19 +46,21 @@ def diff(first: Path, second: Path, *, out: Path | None = None) -> None:
         out: folder for diff.json and the singular values of the difference as diff.png.
     """
     from senri.memory import MemoryState
+    from senri.memory.inspection import matrices
 
     one, other = MemoryState.load(first), MemoryState.load(second)
     rows = one.diff(other)
-    table = _table("layer", "head", f"norm of {first.name}", f"norm of {second.name}", "norm of difference", "cosine")
+    table = table_of("layer", "head", f"norm of {first.name}", f"norm of {second.name}", "norm of difference", "cosine")
     for row in rows:
         norms = map(_short, (row.norm, row.other_norm, row.difference))
         table.add_row(str(row.layer), _head(row), *norms, f"{row.cosine:.4f}")
-    _show(table)
+    show(table)
     if out is not None:
+        pairs = {index: (matrices(one.layers[index]), matrices(other.layers.get(index, {}))) for index in one.layers}
         spectra = {
-            f"layer {index}": _spectrum(tensors["M"] - other.layers[index]["M"])
-            for index, tensors in one.layers.items()
-            if index in other.layers
+            f"layer {index}": _spectrum(mine - theirs)
+            for index, (mine, theirs) in pairs.items()
+            if mine is not None and theirs is not None
         }
         _write(out, "diff", spectra, {"heads": [asdict(row) for row in rows]})
 
@@ -75,7 +79,7 @@ def clean(session: Path, *, out: Path | None = None, energy: float = 0.95, max_r
     from senri.memory.state import split_tensors
 
     tensors, header = read_file(session)
-    table = _table("layer", "rank before", "rank after", "energy kept")
+    table = table_of("layer", "rank before", "rank after", "energy kept")
     for index in sorted(split_tensors(tensors)[0]):
         name = f"layers.{index}.memory.M"
         tensors[name], stats = clean_matrix(tensors[name], energy, max_rank)
@@ -83,7 +87,7 @@ def clean(session: Path, *, out: Path | None = None, energy: float = 0.95, max_r
         table.add_row(str(index), str(stats.original_rank), str(stats.retained_rank), kept)
     target = out or session
     write_file(target, tensors, header)
-    _show(table)
+    show(table)
     print(f"written to {target}.")
 
 
@@ -103,32 +107,8 @@ def merge(*sessions: Path, out: Path) -> None:
     print(f"{len(sessions)} memories with {merged.header.tokens_read:,} tokens in all, written to {out}.")
 
 
-def size(session: Path) -> None:
-    """Show what a file's bytes are made of.
-
-    Args:
-        session: a session or memory file.
-    """
-    from senri.evaluation.figures import human_bytes
-    from senri.memory.file import read_file
-    from senri.memory.state import split_tensors
-
-    tensors, header = read_file(session)
-    parts = dict(zip(("memory states", "windows"), split_tensors(tensors), strict=True))
-    counts = {
-        name: sum(tensor.nbytes for tensors in layers.values() for tensor in tensors.values())
-        for name, layers in parts.items()
-    }
-    whole = session.stat().st_size
-    counts |= {"header": whole - sum(counts.values()), "file": whole}
-    table = _table("part", "bytes", "")
-    for name, count in counts.items():
-        table.add_row(name, f"{count:,}", human_bytes(count))
-    _show(table)
-    print(f"{header.tokens_read:,} tokens read; reading more does not make it larger once the windows are full.")
-
-
-def _table(*columns: str) -> "Table":
+def table_of(*columns: str) -> "Table":
+    """Return an empty table, its first column to the left and the others to the right."""
     from rich.table import Table
 
     table = Table()
@@ -137,14 +117,16 @@ def _table(*columns: str) -> "Table":
     return table
 
 
-def _show(table: "Table") -> None:
+def show(table: "Table") -> None:
+    """Print a table."""
     from rich.console import Console
 
     Console().print(table)
 
 
 def _head(row: Any) -> str:
-    return str(row.head) if row.row == 0 else f"{row.head} of row {row.row}"
+    part = "" if row.part is None else f", part {row.part}"
+    return f"{row.head}{part}" if row.row == 0 else f"{row.head}{part} of row {row.row}"
 
 
 def _short(value: float) -> str:
@@ -153,10 +135,12 @@ def _short(value: float) -> str:
 
 
 def _spectrum(matrix: Any) -> "np.ndarray[Any, Any]":
-    """Return the singular values of `[batch, heads, key, value]` as `[batch * heads, rank]`."""
+    """Return the singular values of `[rows, heads, parts, key, value]` as `[matrices that hold something, rank]`."""
     import torch
 
-    values: np.ndarray[Any, Any] = torch.linalg.svdvals(matrix.double()).flatten(0, 1).numpy()
+    flat = matrix.flatten(0, 2)
+    holds = flat.flatten(1).any(dim=1)
+    values: np.ndarray[Any, Any] = torch.linalg.svdvals(flat[holds] if bool(holds.any()) else flat[:1]).numpy()
     return values
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from senri.errors import SenriError
 
 if TYPE_CHECKING:
-    from senri.models import SenriForCausalLM, Session
+    from senri.models import SenriConfig, SenriForCausalLM, Session
 
 
 def open_model(folder: Path) -> tuple["SenriForCausalLM", Any]:
@@ -18,15 +18,33 @@ def open_model(folder: Path) -> tuple["SenriForCausalLM", Any]:
     Raises:
         SenriError: no such folder, not a Senri model, or files that cannot be read.
     """
-    model_type = model_type_of(folder)
-    if model_type != "senri":
-        raise SenriError(f"{folder} holds a {model_type!r} model, not a Senri model: run senri convert on it first.")
+    _check_senri(folder)
     quieten()
     from senri.models import SenriForCausalLM
 
     with readable(folder):
         model = SenriForCausalLM.from_pretrained(folder)
     return model, open_tokenizer(folder)
+
+
+def open_config(folder: Path) -> "SenriConfig":
+    """Load the configuration of a Senri model.
+
+    Raises:
+        SenriError: no such folder, not a Senri model, or a file that cannot be read.
+    """
+    _check_senri(folder)
+    from senri.models import SenriConfig
+
+    with readable(folder):
+        config: SenriConfig = SenriConfig.from_pretrained(folder)
+    return config
+
+
+def _check_senri(folder: Path) -> None:
+    model_type = model_type_of(folder)
+    if model_type != "senri":
+        raise SenriError(f"{folder} holds a {model_type!r} model, not a Senri model: run senri convert on it first.")
 
 
 def open_tokenizer(folder: Path) -> Any:

@@ -21,6 +21,7 @@ from senri.conversion.sinks import measured_sinks, sink_layers
 from senri.conversion.starts import fits_base
 from senri.data import TokenStream, chunks, open_document
 from senri.errors import SenriError
+from senri.memory import MemoryBranch, OrthogonalBasisMemory
 from senri.memory.calibration import GateLeastSquares, RunningMoments, whitening_matrix
 from senri.mixers import SoftmaxAttention, WindowMemory
 from senri.mixers.context import BandedMask, MixerMasks
@@ -86,7 +87,8 @@ def needs_calibration(config: SenriConfig, settings: CalibrationSettings) -> boo
     if not config.memory_layers:
         return False
     starts_from_text = memory.projections == "own" and not fits_base(config)
-    return starts_from_text or memory.calibration == "whiten" or _solves_gate(config, settings)
+    basis_from_text = memory.type == "orthogonal" and memory.options.get("basis") == "eigen"
+    return starts_from_text or basis_from_text or memory.calibration == "whiten" or _solves_gate(config, settings)
 
 
 def calibrate(
@@ -112,6 +114,8 @@ def calibrate(
         SenriError: the text cannot be read, or is too short for the window.
     """
     config = model.config
+    if settings.solve_gate and config.memory_config.state == "shared":
+        raise SenriError("solve_gate cannot set the gates of layers that share a state: leave solve_gate=false.")
     document = open_document(text)
     stream = TokenStream(document, tokenizer, settings.block_characters)
     length = settings.sequence_length
@@ -126,12 +130,16 @@ def calibrate(
         inputs = _layer_inputs(base, pieces, config.memory_layers or [])
     generator = torch.Generator().manual_seed(settings.seed)
     memory, gates = config.memory_config, {}
+    shared_start = generator.get_state()
     for layer, seen in inputs.items():
         mixer: Any = model.model.layers[layer].self_attn
+        if config.writing_layer(layer) != layer:
+            # its queries begin as the writing layer's keys do, with the same random maps
+            generator.set_state(shared_start)
         if memory.projections == "own" and not fits_base(config):
             _start_own_projections(mixer, seen, generator)
-        if memory.calibration == "whiten":
-            _whiten(mixer, seen, settings.relative_floor)
+        if isinstance(mixer.memory, MemoryBranch):
+            _measure_keys(mixer, seen, settings.relative_floor)
         if _solves_gate(config, settings):
             full: Any = base.layers[layer].self_attn
             gates[layer] = _solve_gate(mixer, full, seen, settings, document.name).tolist()
@@ -224,8 +232,14 @@ def _start_own_projections(mixer: Any, seen: list[LayerInputs], generator: torch
 
 
 @torch.no_grad()
-def _whiten(mixer: Any, seen: list[LayerInputs], relative_floor: float) -> None:
-    """Measure queries and keys as the memory receives them (before positions), per head, and whiten them there."""
+def _measure_keys(mixer: Any, seen: list[LayerInputs], relative_floor: float) -> None:
+    """Measure queries and keys as the memory receives them (before positions), per head; whiten them there, or take the
+    keys' eigenvectors as the basis, where the memory asks for it.
+    """
+    memory = mixer.memory.memory
+    takes_basis = isinstance(memory, OrthogonalBasisMemory) and memory.options.basis == "eigen"
+    if memory.config.calibration != "whiten" and not takes_basis:
+        return
     queries, keys = RunningMoments(), RunningMoments()
     for piece in seen:
         inputs = mixer.memory.inputs
@@ -233,12 +247,12 @@ def _whiten(mixer: Any, seen: list[LayerInputs], relative_floor: float) -> None:
         tokens, _ = inputs(piece.hidden_states, inputs.init_state(1), shared=shared)
         queries.update(tokens.q.squeeze(0))
         keys.update(tokens.k.squeeze(0))
-    mixer.memory.memory.set_calibration(
-        keys.mean,
-        whitening_matrix(keys.covariance, relative_floor),
-        queries.mean,
-        whitening_matrix(queries.covariance, relative_floor),
-    )
+    if memory.config.calibration == "whiten":
+        whitening = (whitening_matrix(moments.covariance, relative_floor) for moments in (keys, queries))
+        key_whitening, query_whitening = whitening
+        memory.set_calibration(keys.mean, key_whitening, queries.mean, query_whitening)
+    if takes_basis:
+        memory.set_basis(torch.linalg.eigh(keys.covariance).eigenvectors)
 
 
 @torch.no_grad()

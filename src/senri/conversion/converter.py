@@ -149,6 +149,9 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
         how |= dict.fromkeys(("sink.score", "sink.value"), f"measured on {text}")
     if "gates" in report:
         how["memory_gate.weight"] = f"least squares on {text}"
+    if memory.type == "orthogonal":
+        is_measured = memory.options.get("basis") == "eigen"
+        how["memory.basis"] = f"eigenvectors of the keys on {text}" if is_measured else "the identity"
     if memory.calibration == "whiten":
         how |= dict.fromkeys(("_mean", "_whitening"), f"measured on {text}")
     if memory.projections == "own" and not fits_base(config):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from senri.errors import SenriError
-from senri.memory.config import MemoryConfig
-from senri.settings import load_settings
+from senri.memory import MemoryConfig, memory_class
+from senri.settings import apply_overrides, build, find, load_yaml
 
 
 @dataclass
@@ -56,4 +56,9 @@ def load_preset(preset: Preset | str | Path, overrides: Sequence[str] = ()) -> P
         if overrides:
             raise SenriError(f"override {overrides[0]!r} needs a preset's name or file, not a Preset object.")
         return preset
-    return load_settings(Preset, preset, overrides)
+    path = find(preset)
+    values = apply_overrides(load_yaml(path), overrides)
+    if isinstance(memory := values.get("memory"), dict):
+        # what the file leaves out is the default of its type of memory
+        values["memory"] = memory_class(str(memory.get("type", MemoryConfig.type))).DEFAULTS | memory
+    return build(Preset, values, " with ".join(filter(None, [str(path), " ".join(overrides)])))

@@ -8,7 +8,7 @@ from senri.memory.hierarchical import HierarchicalMemory
 from senri.memory.inputs import MemoryInputs, MemoryTokens
 from senri.memory.multi import MultiMemory
 from senri.memory.orthogonal import OrthogonalBasisMemory
-from senri.memory.registry import MEMORIES, build_memory, resolve_config
+from senri.memory.registry import MEMORIES, build_memory, memory_class, resolve_config
 from senri.memory.shared_read import SharedReader, SharedWrite
 from senri.memory.state import Header, MemoryState, SourceProgress, fingerprint
 from senri.memory.tensor import TensorMemory
@@ -34,6 +34,7 @@ __all__ = [
     "build_memory",
     "clean_matrix",
     "fingerprint",
+    "memory_class",
     "resolve_config",
     "state_bytes",
 ]

@@ -112,11 +112,8 @@ class MemoryInputs(nn.Module):
         whitening = whitening_matrix(covariance.double().cpu())
         keys = orthogonal_map(self.num_key_value_heads * self.key_dim, size, generator) @ whitening
         values = orthogonal_map(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
-        group = self.num_heads // self.num_key_value_heads
-        queries = keys.view(-1, self.key_dim, size).repeat_interleave(group, dim=0).flatten(0, 1)
-        for projection, weight in ((self.q_proj, queries), (self.k_proj, keys)):
-            projection.weight.copy_(weight)
-            projection.bias.copy_(-(weight @ mean.double().cpu()))
+        start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
+        start_projection(self.k_proj, keys, mean)
         self.v_proj.weight.copy_(values * _VALUE_SCALE)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
@@ -223,6 +220,18 @@ def _channels_last(
     """Run a function of `[batch, seq, channels]` on `[batch, heads, seq, dim]`."""
     out, past = function(x.transpose(1, 2).flatten(2), past.expand(x.shape[0], -1, -1), mask)
     return split_heads(out, x.shape[1]), past
+
+
+def repeat_heads(weight: Tensor, dim: int, heads: int) -> Tensor:
+    """Give every query head the rows of its key head: `[key heads * dim, columns]` to `[heads * dim, columns]`."""
+    by_head = weight.view(-1, dim, weight.shape[-1])
+    return by_head.repeat_interleave(heads // by_head.shape[0], dim=0).flatten(0, 1)
+
+
+def start_projection(projection: nn.Linear, weight: Tensor, mean: Tensor) -> None:
+    """Set a projection in place to x -> weight (x - mean)."""
+    projection.weight.copy_(weight)
+    projection.bias.copy_(-(weight @ mean.double().cpu()))
 
 
 def orthogonal_map(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:

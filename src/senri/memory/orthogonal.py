@@ -61,6 +61,11 @@ class OrthogonalBasisMemory(MatrixMemory):
         super().make_parameters()
         size = (self.num_key_value_heads, self.key_dim, self.key_dim)
         self.basis = nn.Parameter(torch.empty(size), requires_grad=False)
+        if self.options.basis == "eigen" and self.config.calibration == "whiten":
+            raise SenriError(
+                "memory.options.basis 'eigen' has no meaning for whitened keys, which vary alike in all directions: "
+                "take memory.calibration 'none' or the basis 'identity'."
+            )
         if self.options.top_k is not None and self.options.top_k > self.key_dim:
             raise SenriError(
                 f"memory.options.top_k is {self.options.top_k}, but keys of {self.key_dim} numbers have as many basis "

@@ -13,7 +13,7 @@ from senri.errors import SenriError
 from senri.memory.base import LayerState, Memory
 from senri.memory.calibration import whitening_matrix
 from senri.memory.config import MemoryConfig
-from senri.memory.inputs import MemoryTokens, orthogonal_map, split_heads
+from senri.memory.inputs import MemoryTokens, orthogonal_map, repeat_heads, split_heads, start_projection
 from senri.memory.short_convolution import ShortConvolution
 
 
@@ -42,9 +42,12 @@ class SharedWrite:
 class QueryInputs(nn.Module):
     """The query side of `MemoryInputs`: a projection and, where configured, the short convolution with its past."""
 
-    def __init__(self, config: MemoryConfig, hidden_size: int, num_heads: int, key_dim: int) -> None:
+    def __init__(
+        self, config: MemoryConfig, hidden_size: int, num_heads: int, num_key_value_heads: int, key_dim: int
+    ) -> None:
         super().__init__()
-        self.config, self.num_heads, self.key_dim = config, num_heads, key_dim
+        self.config, self.key_dim = config, key_dim
+        self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
         self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
         if config.short_convolution:
             self.conv_q = ShortConvolution(num_heads * key_dim, config.short_convolution)
@@ -57,24 +60,18 @@ class QueryInputs(nn.Module):
 
     @torch.no_grad()
     def initialise_from_whitening(
-        self, mean: Tensor, covariance: Tensor, num_key_value_heads: int, generator: torch.Generator | None = None
+        self, mean: Tensor, covariance: Tensor, generator: torch.Generator | None = None
     ) -> None:
         """Start as the writing layer's keys do, on this layer's own whitened inputs.
 
         Args:
             mean: mean of this layer's inputs, `[hidden_size]`.
             covariance: their covariance, `[hidden_size, hidden_size]`.
-            num_key_value_heads: of the memory.
             generator: in the state in which the writing layer's random maps were made.
         """
-        size = mean.shape[0]
-        keys = orthogonal_map(num_key_value_heads * self.key_dim, size, generator) @ whitening_matrix(
-            covariance.double().cpu()
-        )
-        group = self.num_heads // num_key_value_heads
-        weight = keys.view(-1, self.key_dim, size).repeat_interleave(group, dim=0).flatten(0, 1)
-        self.q_proj.weight.copy_(weight)
-        self.q_proj.bias.copy_(-(weight @ mean.double().cpu()))
+        rows = self.num_key_value_heads * self.key_dim
+        keys = orthogonal_map(rows, mean.shape[0], generator) @ whitening_matrix(covariance.double().cpu())
+        start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
         """Return the convolution's empty past; nothing where there is none."""
@@ -107,7 +104,7 @@ class SharedReader(nn.Module):
         """Build for the (already resolved) sizes of the writing layer's memory."""
         super().__init__()
         self.config, self.num_key_value_heads, self.value_dim = config, num_key_value_heads, value_dim
-        self.inputs = QueryInputs(config, hidden_size, num_heads, key_dim)
+        self.inputs = QueryInputs(config, hidden_size, num_heads, num_key_value_heads, key_dim)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
         """Return the state before the first token; mostly there is none."""
