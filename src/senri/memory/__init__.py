@@ -2,10 +2,12 @@
 
 from senri.memory.base import LayerState, Memory, state_bytes
 from senri.memory.branch import MemoryBranch
+from senri.memory.calibrated import CalibratedMemory
 from senri.memory.cleaning import SVDCleaningStats, clean_matrix
 from senri.memory.config import MemoryConfig
 from senri.memory.hierarchical import HierarchicalMemory
 from senri.memory.inputs import MemoryInputs, MemoryTokens
+from senri.memory.matrix import MatrixMemory
 from senri.memory.multi import MultiMemory
 from senri.memory.orthogonal import OrthogonalBasisMemory
 from senri.memory.registry import MEMORIES, build_memory, memory_class, resolve_config
@@ -15,10 +17,12 @@ from senri.memory.tensor import TensorMemory
 
 __all__ = [
     "MEMORIES",
+    "CalibratedMemory",
     "Header",
     "HierarchicalMemory",
     "LayerState",
     "Memory",
+    "MatrixMemory",
     "MemoryBranch",
     "MemoryConfig",
     "MemoryInputs",

@@ -95,7 +95,8 @@ class MemoryBranch(nn.Module):
         """Do as `forward`, and return also what was written, for layers that share this state."""
         tokens, inputs_state = self.inputs(hidden_states, state, shared, mask)
         memory_state = {name: state[name] for name in state if name not in inputs_state}
-        write = SharedWrite(self.memory, tokens, memory_state, mask)
+        is_trained = any(parameter.requires_grad for parameter in self.inputs.parameters())
+        write = SharedWrite(self.memory, tokens, memory_state, mask, is_trained)
         out, memory_state = self.memory.scan(
             tokens.q, tokens.k, tokens.v, memory_state, tokens.beta, tokens.decay, mask
         )

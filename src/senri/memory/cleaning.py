@@ -64,8 +64,8 @@ def clean_matrix(
     kept_energy = (energy * kept).sum(dim=-1)
     whole = float(total.sum())
     stats = SVDCleaningStats(
-        original_rank=int(original.max()),
-        retained_rank=int(torch.minimum(original, retained).max()),
+        original_rank=_largest(original),
+        retained_rank=_largest(torch.minimum(original, retained)),
         energy_retained=float(kept_energy.sum()) / whole if whole > 0 else 1.0,
         singular_values_before=values.to(matrix.dtype),
         original_rank_per_head=original,
@@ -75,3 +75,8 @@ def clean_matrix(
         ),
     )
     return cleaned.to(matrix.dtype), stats
+
+
+def _largest(ranks: Tensor) -> int:
+    """Return the largest rank; 0 where there is no matrix, as in a sparse memory that nothing was written to."""
+    return int(ranks.max()) if ranks.numel() else 0

@@ -26,16 +26,27 @@ class SharedWrite:
         tokens: what it wrote.
         before: its memory's state before that.
         mask: `[batch, seq]`, False for padding.
+        is_trained: whether the writing layer's projections want gradients.
     """
 
     memory: Memory
     tokens: MemoryTokens
     before: LayerState
     mask: Tensor | None
+    is_trained: bool
 
     def read(self, q: Tensor) -> Tensor:
-        """Read as the writing layer does, with other queries `[batch, num_heads, seq, key_dim]`."""
+        """Read as the writing layer does, with other queries `[batch, num_heads, seq, key_dim]`.
+
+        Raises:
+            SenriError: the writing layer's gradients would be lost.
+        """
         tokens = self.tokens
+        if torch.is_grad_enabled() and self.is_trained and not tokens.v.requires_grad:
+            raise SenriError(
+                "reentrant gradient checkpointing would lose the gradients of a state that layers share: set "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
         return self.memory.scan(q, tokens.k, tokens.v, self.before, tokens.beta, tokens.decay, self.mask)[0]
 
 

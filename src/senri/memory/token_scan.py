@@ -44,7 +44,7 @@ def _scan(
 ) -> tuple[Tensor, Tensor]:
     inclusive = config.order == "update_then_retrieve"
     if config.rule == "linear":
-        return linear_attention(q, k, join_values(v, config), state, beta=beta, inclusive=inclusive)
+        return linear_attention(q, k, join_values(v, config), state, beta=beta, decay=decay, inclusive=inclusive)
     matrix, z = split_state(state, config)
     erase, read_z, new_z = beta, None, None
     if z is not None:

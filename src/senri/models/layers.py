@@ -95,7 +95,7 @@ class PythiaLayer(SenriDecoderLayer):
             vocab_size=1,  # a layer knows no words; the model that it is put in does
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
-            num_hidden_layers=1,
+            num_hidden_layers=2,  # the second stands for the rest of a model: a memory alone is not all of one
             num_attention_heads=num_heads,
             hidden_act=block.hidden_act,
             layer_norm_eps=block.layer_norm_eps,
@@ -114,7 +114,7 @@ class PythiaLayer(SenriDecoderLayer):
             memory=memory,
         )
         SenriDecoderLayer.__init__(self, config, 0)
-        # A whole model sets its parameters; taking over those of one with a single layer gives this one the same start.
+        # A whole model sets its parameters; taking over those of a small one gives this layer the same start.
         self.load_state_dict(SenriModel(config).layers[0].state_dict())
         self.config = config
 
