@@ -168,3 +168,45 @@ def test_a_text_no_longer_than_the_window_is_refused(bases, tmp_path: Path) -> N
 def test_bad_settings_are_named(change: dict, message: str) -> None:
     with pytest.raises(SenriError, match=message):
         settings(**change)
+
+
+def test_reading_layers_begin_with_the_writing_layers_maps(bases, tmp_path: Path, text: Path) -> None:
+    knobs = {"combine": "add", "projections": "own", "num_heads": 2, "key_dim": 8, "value_dim": 8, "state": "shared"}
+    preset = Preset(memory_layers=[0, 2], memory=MemoryConfig(**knobs))
+    base = bases.save("llama", tmp_path / "base")
+    model = convert(base, preset, calibration_text=text, calibration=settings(solve_gate=False)).model
+    source = bases.make("llama")
+    mixers = [model.model.layers[layer].self_attn for layer in (0, 2)]
+    ids = sample_ids(bases.tokenizer())
+    for layer, projection in zip((0, 2), (mixers[0].memory.inputs.k_proj, mixers[1].memory.inputs.q_proj), strict=True):
+        x = attention_inputs(source, ids, layer).flatten(0, 1)
+        made = projection(x)
+        torch.testing.assert_close(made.mean(0), torch.zeros(16), atol=1e-3, rtol=0)
+        white = made.T @ made / len(made)
+        torch.testing.assert_close(white, torch.eye(16), atol=0.05, rtol=0)
+    with pytest.raises(SenriError, match="solve_gate"):
+        gate = Preset(memory_layers=[0, 2], sliding_window=WINDOW, memory=MemoryConfig(**SHARED_GATE))
+        convert(base, gate, calibration_text=text, calibration=settings())
+
+
+SHARED_GATE = {"projections": "own", "state": "shared", "num_heads": 4, "num_key_value_heads": 2}
+
+
+def test_an_eigenbasis_is_that_of_the_keys(bases, tmp_path: Path, text: Path) -> None:
+    knobs = {"type": "orthogonal", "segment_length": 8, "options": {"basis": "eigen"}}
+    preset = Preset(memory_layers=[2], memory=MemoryConfig(**knobs))
+    base = bases.save("llama", tmp_path / "base")
+    model = convert(base, preset, calibration_text=text, calibration=settings(solve_gate=False)).model
+    x = attention_inputs(bases.make("llama"), sample_ids(bases.tokenizer()), 2)
+    mixer = model.model.layers[2].self_attn
+    keys = mixer.k_proj(x).unflatten(-1, (2, 8)).flatten(0, 1).transpose(0, 1)
+    centred = keys - keys.mean(1, keepdim=True)
+    turned = centred @ mixer.memory.memory.basis
+    covariance = turned.mT @ turned / keys.shape[1]
+    off_diagonal = covariance - torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
+    assert off_diagonal.abs().max() < 1e-3 * covariance.diagonal(dim1=-2, dim2=-1).max()
+    assert not torch.allclose(mixer.memory.memory.basis[0], torch.eye(8))
+    with pytest.raises(SenriError, match="'eigen' has no meaning for whitened keys"):
+        convert(
+            base, Preset(memory_layers=[2], memory=MemoryConfig(calibration="whiten", **knobs)), calibration_text=text
+        )

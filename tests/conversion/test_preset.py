@@ -27,6 +27,16 @@ def test_a_file_is_read_and_overridden(tmp_path: Path) -> None:
     assert (preset.base, preset.memory_layers, preset.default_layer_type) == ("somewhere", [0, 2], "sliding_attention")
 
 
+def test_what_a_file_leaves_out_is_the_default_of_its_memory(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(YAML.replace("  rule: delta\n", ""))
+    assert load_preset(path).memory.rule == "linear"
+    assert load_preset(path, ["memory.type=multi"]).memory.rule == "delta"
+    assert load_preset(path, ["memory.type=multi", "memory.rule=linear"]).memory.rule == "linear"
+    with pytest.raises(SenriError, match="did you mean 'multi'"):
+        load_preset(path, ["memory.type=mutli"])
+
+
 def test_a_ready_made_preset_passes_through_but_takes_no_overrides() -> None:
     preset = Preset(memory_layers=[1])
     assert load_preset(preset) is preset

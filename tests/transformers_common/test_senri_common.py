@@ -42,6 +42,10 @@ ADD = {
         "short_convolution": 2,
     },
 }
+MULTI = {"memory_layers": [1], **WINDOW, "memory": {"type": "multi", "segment_length": 3}}
+HIERARCHICAL = {"memory_layers": [1], "memory": {"type": "hierarchical", "segment_length": 2, "combine": "alone"}}
+ORTHOGONAL = {"memory_layers": [1], **WINDOW, "memory": {"type": "orthogonal", "segment_length": 3}}
+SHARED = {"memory_layers": [0, 1], "memory": {**ADD["memory"], "state": "shared"}}
 
 
 class ModelTester:
@@ -137,3 +141,27 @@ class TestGPTNeoXWindowAndMemory(Common, unittest.TestCase):
 @pytest.mark.slow
 class TestGPTNeoXMemoryAlone(MemoryAlone, unittest.TestCase):
     settings: ClassVar = {"base_model_type": "gpt_neox", "hidden_act": "gelu", **ALONE}
+
+
+@pytest.mark.slow
+class TestLlamaMultiMemory(Common, unittest.TestCase):
+    settings: ClassVar = {"base_model_type": "llama", "num_key_value_heads": 1, **MULTI}
+
+
+@pytest.mark.slow
+class TestGPTNeoXHierarchicalMemoryAlone(MemoryAlone, unittest.TestCase):
+    settings: ClassVar = {"base_model_type": "gpt_neox", "hidden_act": "gelu", **HIERARCHICAL}
+
+
+@pytest.mark.slow
+class TestQwen2OrthogonalBasisMemory(Common, unittest.TestCase):
+    settings: ClassVar = {"base_model_type": "qwen2", "num_key_value_heads": 1, "qkv_bias": True, **ORTHOGONAL}
+
+
+@pytest.mark.slow
+class TestLlamaSharedState(Common, unittest.TestCase):
+    settings: ClassVar = {"base_model_type": "llama", "num_key_value_heads": 1, **SHARED}
+
+    @unittest.skip("a state that layers share refuses it (tests/memory/test_shared_read.py)")
+    def test_training_gradient_checkpointing_use_reentrant_true(self) -> None:
+        pass
