@@ -212,8 +212,7 @@ def test_the_reading_layer_depends_on_what_the_writing_layer_keeps(kind, ids):
 
 
 @every_model
-@pytest.mark.parametrize("reentrant", (False, True))
-def test_gradient_checkpointing_gives_the_same_gradients(kind, reentrant, ids):
+def test_gradient_checkpointing_gives_the_same_gradients(kind, ids):
     model = build(kind, layers=(0, 1, 2)).train()
 
     def gradients():
@@ -223,11 +222,20 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind, reentrant, ids):
 
     wanted = gradients()
     assert all(wanted[f"model.layers.0.self_attn.memory.inputs.{name}.weight"].any() for name in ("k_proj", "v_proj"))
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     got = gradients()
     assert got.keys() == wanted.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@every_model
+def test_checkpointing_that_would_lose_gradients_is_refused(kind, ids):
+    model = build(kind, layers=(0, 1, 2)).train()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    loss = model(ids, labels=ids, use_cache=False).loss
+    with pytest.raises(SenriError, match="'use_reentrant': False"):
+        loss.backward()
 
 
 @torch.no_grad()
