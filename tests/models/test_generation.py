@@ -87,3 +87,28 @@ def test_static_compiled_generation_equals_eager(
     torch.compiler.reset()
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=5e-5, rtol=1e-3)
+
+
+def test_memories_decide_only_while_text_is_generated(
+    build: Callable[..., SenriForCausalLM], ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, gates = build("hierarchical"), []
+    memory = model.model.layers[0].self_attn.memory.memory
+    expansion = type(memory).expansion
+
+    def seen(self: object, queries: Tensor) -> Tensor:
+        gates.append(expansion(self, queries))
+        return gates[-1]
+
+    monkeypatch.setattr(type(memory), "expansion", seen)
+    with torch.no_grad():
+        memory.gate_weight.normal_(std=20.0)
+        model(ids)
+        model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        model(ids)
+    first, *generated, last = gates
+    assert all(bool(((gate > 0) & (gate < 1)).any()) for gate in (first, last))
+    assert set(torch.cat([gate.flatten() for gate in generated]).tolist()) == {0.0, 1.0}
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        model.generate(ids, max_new_tokens=0)
+    assert not memory.deciding
