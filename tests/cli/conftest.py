@@ -59,13 +59,11 @@ def senri_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, **
     torch.manual_seed(seed)
     config = SenriConfig(
         vocab_size=len(tokenizer),
-        memory_layers=[1],
         sliding_window=16,
         default_layer_type="sliding_attention",
-        memory={"segment_length": 8, "gate_init": 0.0},
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **{**SIZES, **changes},
+        **{"memory_layers": [1], "memory": {"segment_length": 8, "gate_init": 0.0}, **SIZES, **changes},
     )
     SenriForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -80,6 +78,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
 @pytest.fixture(scope="session")
 def other_model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     return senri_folder(tmp_path_factory.mktemp("models") / "other", tokenizer, seed=2)
+
+
+@pytest.fixture
+def make_model(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """Make the folder of a model with other settings."""
+    return lambda **changes: senri_folder(tmp_path / "made", tokenizer, seed=3, **changes)
 
 
 @pytest.fixture

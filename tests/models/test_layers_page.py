@@ -25,6 +25,6 @@ def test_the_sizes_are_those_that_the_command_prints(name: str, capsys: pytest.C
     printed = capsys.readouterr().out
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}`"))
     whole, matrices, halved = re.findall(r"[\d,]{5,}", row)
-    assert f"memory of one sequence: {whole} bytes" in printed
+    assert f"memory of one sequence at its fullest: {whole} bytes" in printed
     assert f"{halved} if it were kept at 16 bits" in printed
     assert matrices in printed

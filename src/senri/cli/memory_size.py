@@ -63,7 +63,7 @@ def _size_of_model(config: Any) -> None:
         return
     show(table)
     print(
-        f"memory of one sequence: {total:,} bytes ({human_bytes(total)}) in float32, as it is computed and kept; "
+        f"memory of one sequence at its fullest: {total:,} bytes ({human_bytes(total)}) in float32, as it is kept; "
         f"{at_16_bits:,} if it were kept at 16 bits."
     )
 
