@@ -130,6 +130,7 @@ def test_layers_that_share_a_state_keep_one() -> None:
     ("make", "message"),
     [
         (lambda: TransformerLM([]), "at least one layer"),
+        (lambda: TransformerLM(PythiaLayer(**SIZES)), "a list of at least one layer"),
         (lambda: TransformerLM([torch.nn.Linear(2, 2)]), "layer 0 is a Linear"),
         (lambda: TransformerLM([PythiaLayer(**SIZES)] * 2), "layer 1 stands in the list twice"),
         (lambda: TransformerLM([PythiaLayer(**SIZES), PythiaLayer(64, 4, 48)]), "layer 1 has hidden_size 64"),

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 
-from senri.models import SenriForCausalLM
+from senri.errors import SenriError
+from senri.models import SenriConfig, SenriForCausalLM
 from senri.models.rotary import EXACT_POSITIONS, SenriRotaryEmbedding
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
@@ -64,3 +65,49 @@ def test_angles_follow_the_definition_across_the_split(build: Callable[..., Senr
     cos, sin = rotary(x, far)
     for got, expected in ((cos, angles.cos()), (sin, angles.sin())):
         torch.testing.assert_close(got.double(), torch.cat([expected, expected], -1), atol=1e-2, rtol=0)
+
+
+def test_layers_of_one_model_may_have_different_memories(build: Callable[..., SenriForCausalLM]) -> None:
+    config = build("mixed").config
+    assert config.layer_types == ["linear_attention", "hybrid", "hybrid"]
+    memories = [config.memory_config_of(layer) for layer in range(3)]
+    assert [(memory.type, memory.rule, memory.projections) for memory in memories] == [
+        ("tensor", "gated_delta", "shared"),
+        ("multi", "linear", "shared"),
+        ("multi", "linear", "own"),
+    ]
+    again = type(config).from_dict(config.to_dict())
+    assert [again.memory_config_of(layer) for layer in range(3)] == memories
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_memories": {2: {"rule": "delta"}}}, r"layer_memories names layer 2, but memory_layers are \[0, 1\]"),
+        ({"layer_memories": {1: {"ruel": "delta"}}}, "did you mean 'rule'"),
+        ({"layer_memories": {1: 5}}, "must map layer indices to sections"),
+        ({"layer_memories": [1]}, "must map layer indices to sections"),
+        ({"memory": {"state": "shared"}}, "query projections of their own"),
+        (
+            {
+                "memory": {"state": "shared", "projections": "own"},
+                "layer_memories": {1: {"rule": "delta"}},
+            },
+            "layers 0 and 1 share a state .* but differ",
+        ),
+        ({"top_k_memories": 4}, "unknown key 'memory.options.top_k'"),
+        (
+            {"memory": {"type": "orthogonal", "calibration": "whiten", "options": {"basis": "egien"}}},
+            "did you mean 'eigen'",
+        ),
+    ],
+)
+def test_memories_that_do_not_fit_are_named(changes: dict[str, object], message: str) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, "memory_layers": [0, 1]}
+    with pytest.raises(SenriError, match=message):
+        SenriConfig(**sizes, **changes)
+
+
+def test_the_number_of_memories_to_read_is_an_input_of_the_configuration() -> None:
+    config = SenriConfig(memory_layers=[1], memory={"type": "orthogonal"}, top_k_memories=4)
+    assert config.memory_config.options == {"top_k": 4}

@@ -8,7 +8,7 @@ from transformers.modeling_rope_utils import RopeParameters
 from senri.errors import SenriError, nearest
 from senri.memory import MemoryConfig, resolve_config
 from senri.mixers.cache_senri import MEMORY_LAYER_TYPES
-from senri.models.memory_layers import check_memory, check_stable, layer_config
+from senri.models.memory_layers import by_layer, check_memory, check_stable, layer_config
 
 FAMILIES = {"llama": "llama", "qwen2": "llama", "gpt_neox": "gpt_neox"}
 """Family (how a block is put together) of each supported base architecture."""
@@ -95,10 +95,7 @@ class SenriConfig(PreTrainedConfig):
         if (top_k := kwargs.pop("top_k_memories", None)) is not None:
             given["options"] = {**given.get("options", {}), "top_k": top_k}
         self.memory = resolve_config(given).to_dict()
-        # JSON knows only words as keys
-        self.layer_memories = {
-            str(layer): dict(fields) for layer, fields in (self.layer_memories or {}).items()
-        } or None
+        self.layer_memories = by_layer(self.layer_memories)
         self._check_sizes()
         check_stable(self.memory_config)
         for layer in self.memory_layers or []:

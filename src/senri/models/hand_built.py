@@ -132,8 +132,8 @@ def create_model(name: str, **options: Any) -> SenriForCausalLM:
 
 
 def _check(layers: Sequence[PythiaLayer]) -> None:
-    if not layers:
-        raise SenriError("a model needs at least one layer: give some of senri.models.layers.")
+    if not isinstance(layers, Sequence) or not layers:
+        raise SenriError("a model needs a list of at least one layer: give some of senri.models.layers.")
     for index, layer in enumerate(layers):
         if not isinstance(layer, PythiaLayer):
             raise SenriError(f"layer {index} is a {type(layer).__name__}: take layers of senri.models.layers.")

@@ -173,7 +173,7 @@ class InfiniLayer(_MemoryLayer):
         use_delta_rule: a write corrects what its key already reads; None as in the settings.
         num_memory_banks: matrices that are written in turn.
         segments_per_bank: segments until the next bank is written.
-        **memory: any other field of `MemoryConfig`.
+        **memory: any other field of `MemoryConfig` (its `num_heads` is 1).
     """
 
     memory_type = "tensor"

@@ -7,6 +7,23 @@ from senri.errors import SenriError
 from senri.memory import MemoryConfig, resolve_config
 
 
+def by_layer(sections: Any) -> dict[str, dict[str, Any]] | None:
+    """Return the sections of single layers with words as keys, as JSON has them; None where there are none.
+
+    Raises:
+        SenriError: not a mapping of layer indices to sections.
+    """
+    if not sections:
+        return None
+    is_mapping = isinstance(sections, Mapping) and all(isinstance(fields, Mapping) for fields in sections.values())
+    if not is_mapping:
+        raise SenriError(
+            f"layer_memories is {sections!r}, but it must map layer indices to sections, such as "
+            "{10: {'rule': 'delta'}}."
+        )
+    return {str(layer): dict(fields) for layer, fields in sections.items()}
+
+
 def layer_config(common: Mapping[str, Any], own: Mapping[str, Any]) -> MemoryConfig:
     """Return the knobs of a layer: its own over the common ones.
 
