@@ -98,3 +98,23 @@ def test_a_memory_of_another_kind_is_refused(build: Callable[..., SenriForCausal
         model(ids, update_memory=True)
     with pytest.raises(SenriError, match="belongs to another model"):
         other.set_memory_state(model.get_memory_state())
+
+
+def test_a_routed_memory_is_trained_on_as_one_and_a_trained_one_is_not_routed(
+    build: Callable[..., SenriForCausalLM], ids: Tensor
+) -> None:
+    model = build("orthogonal")
+    with torch.no_grad():
+        model(ids[:1, :15], update_memory=True)
+    routed = model.get_memory_state()
+    model.train()
+    model.reset_memory()
+    model.set_memory_state(routed)
+    model(ids[:1, 15:], labels=ids[:1, 15:], update_memory=True).loss.backward()
+    assert model.model.layers[1].self_attn.k_proj.weight.grad.abs().sum() > 0
+    single = model.get_memory_state()
+    assert "touched" not in single.layers[1]
+    assert single.layers[1]["M"].dim() == 4
+    model.eval()
+    with pytest.raises(SenriError, match="made in training"):
+        model(ids[:1])

@@ -112,21 +112,9 @@ class MatrixMemory(CalibratedMemory):
     def _write_at_once(
         self, k: Tensor, v: Tensor, state: LayerState, beta: Tensor | None, decay: Tensor | None
     ) -> LayerState:
-        return state if self.frozen else self._run(None, k, v, state, beta, decay, None, at_once=True)[1]
+        return state if self.frozen else self._scan(None, k, v, state, beta, decay, None, at_once=True)[1]
 
     def _scan(
-        self,
-        q: Tensor | None,
-        k: Tensor,
-        v: Tensor,
-        state: LayerState,
-        beta: Tensor | None,
-        decay: Tensor | None,
-        mask: Tensor | None,
-    ) -> tuple[Tensor | None, LayerState]:
-        return self._run(q, k, v, state, beta, decay, mask)
-
-    def _run(
         self,
         q: Tensor | None,
         k: Tensor,

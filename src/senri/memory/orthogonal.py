@@ -114,7 +114,7 @@ class OrthogonalBasisMemory(MatrixMemory):
         routed = self._blocks(state)
         return torch.cat([super(OrthogonalBasisMemory, self).read(piece, routed) for piece in q.split(_PIECE, 2)], 2)
 
-    def _run(
+    def _scan(
         self,
         q: Tensor | None,
         k: Tensor,
@@ -126,7 +126,7 @@ class OrthogonalBasisMemory(MatrixMemory):
         at_once: bool = False,
     ) -> tuple[Tensor | None, LayerState]:
         if self.training:
-            return super()._run(q, k, v, self._single(state), beta, decay, mask, at_once)
+            return super()._scan(q, k, v, self._single(state), beta, decay, mask, at_once)
         if k.shape[2] == 0:
             return (None if q is None else q.new_zeros(*q.shape[:3], self.value_dim)), state
         running, outs = self._blocks(state), []
@@ -137,7 +137,7 @@ class OrthogonalBasisMemory(MatrixMemory):
             masked = None if mask is None else mask[:, part]
             q_piece, k_piece, v_piece, beta_piece, decay_piece = pieces
             assert k_piece is not None and v_piece is not None
-            out, running = super()._run(q_piece, k_piece, v_piece, running, beta_piece, decay_piece, masked, at_once)
+            out, running = super()._scan(q_piece, k_piece, v_piece, running, beta_piece, decay_piece, masked, at_once)
             outs.append(out)
         new = self._unblocked(running)
         new = from_dense(new) if is_sparse(state) else new

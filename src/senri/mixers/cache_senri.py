@@ -85,8 +85,10 @@ class SenriMemoryLayer(LinearAttentionLayer):
             self.memory_state = None
             return
         rows = {name: tensor.shape[0] for name, tensor in self._branch().init_state(batch_size, device).items()}
+        # a routed memory has one tensor more than its single form in training, with the rows of its matrix
         self.memory_state = {
-            name: tensor.to(device).expand(rows[name], *tensor.shape[1:]).clone() for name, tensor in state.items()
+            name: tensor.to(device).expand(rows.get(name, rows.get("M", 1)), *tensor.shape[1:]).clone()
+            for name, tensor in state.items()
         }
 
     def crop(self, tokens_to_remove: int) -> None:
