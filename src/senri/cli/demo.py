@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from senri.cli.interruption import Stopped
 from senri.cli.opening import open_model, quieten
-from senri.cli.perplexity import WITH_MEMORY, WITHOUT_MEMORY, num_bytes
 from senri.cli.reading import Reading, read_stream
 from senri.errors import SenriError
 from senri.settings import load_settings, save_resolved
@@ -228,17 +227,18 @@ def _perplexities(
     """
     from senri.conversion import load_base, resolve_base
     from senri.evaluation import sliding_window_perplexity, streaming_perplexity
+    from senri.evaluation.perplexity_part import WITH_MEMORY, WITHOUT_MEMORY, num_bytes
     from senri.models import Session
 
     print("perplexity with memory, without, and of the base ...", flush=True)
     context, piece = ids[:, : settings.context_tokens], ids[:, settings.context_tokens :]
-    chunks, count = piece.split(settings.chunk_size, dim=1), num_bytes(tokenizer, piece)
-    with_memory = streaming_perplexity(live.fork(), chunks, num_bytes=count)
+    count = num_bytes(tokenizer, piece)
+    with_memory = streaming_perplexity(live.fork(), piece, settings.chunk_size, num_bytes=count)
     with model.memory_disabled():
         alone = Session(model)
         for chunk in context.split(settings.chunk_size, dim=1):
             alone.read(chunk)
-        without_memory = streaming_perplexity(alone, chunks, num_bytes=count)
+        without_memory = streaming_perplexity(alone, piece, settings.chunk_size, num_bytes=count)
     base_model = load_base(resolve_base(base))[0].eval()
     longest = getattr(base_model.config, "max_position_embeddings", None) or ids.shape[1]
     window = min(ids.shape[1], longest)

@@ -4,9 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senri.cli.perplexity import COLUMNS, WITH_MEMORY, WITHOUT_MEMORY, plain, rows, warnings
 from senri.evaluation.figures import human_bytes, reading_figure
-from senri.evaluation.report import Picture, Report, Table, write_report
+from senri.evaluation.health import warning_of
+from senri.evaluation.outcome import Picture, Table
+from senri.evaluation.perplexity_part import COLUMNS, WITH_MEMORY, WITHOUT_MEMORY, plain, rows
+from senri.evaluation.report import Report, write_report
 
 if TYPE_CHECKING:
     from senri.cli.demo import DemoSettings, Findings
@@ -55,7 +57,7 @@ def write_demo_report(
         command=command,
         settings=asdict(settings),
         results=_results(document, base, model, findings),
-        warnings=warnings(scores),
+        warnings=[f"{name}: {text}" for name, score in scores.items() if (text := warning_of(score.perplexity))],
         tables=[_perplexity_table(scores, settings), _bytes_table(findings)],
         pictures=[Picture("reading", figure, caption)],
     )

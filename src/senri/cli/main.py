@@ -9,12 +9,12 @@ from senri.cli.ask import ask
 from senri.cli.chat import chat
 from senri.cli.convert import convert
 from senri.cli.demo import demo
+from senri.cli.evaluate import SUMMARIES, part_command, suite
 from senri.cli.export import export
 from senri.cli.interruption import terminable
 from senri.cli.memory import clean, diff, inspect, merge
 from senri.cli.memory_size import size
 from senri.cli.parser import Command, Parser, add_command, call, new_parser, refuse_empty_values
-from senri.cli.perplexity import perplexity
 from senri.cli.read import read
 from senri.cli.serve import serve
 from senri.errors import SenriError
@@ -26,7 +26,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "chat": chat,
     "serve": serve,
     "demo": demo,
-    "eval": {"perplexity": perplexity},
+    "eval": {**{part: part_command(part) for part in SUMMARIES}, "suite": suite},
     "memory": {"inspect": inspect, "clean": clean, "merge": merge, "diff": diff, "size": size},
     "export": export,
 }

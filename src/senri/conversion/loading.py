@@ -34,11 +34,17 @@ def load_base(
     Raises:
         SenriError: an unsupported architecture, a damaged or incomplete checkpoint, or no tokenizer.
     """
-    if resolved.kind == "gguf":
-        folder = _dequantised(resolved.path, Path(cache_dir) if cache_dir else default_cache_dir())
-    else:
-        folder = resolved.path
+    folder = dequantised_folder(resolved, cache_dir) if resolved.kind == "gguf" else resolved.path
     return _load_folder(folder, resolved.name, dtype)
+
+
+def dequantised_folder(resolved: ResolvedBase, cache_dir: str | Path | None = None) -> Path:
+    """Return a checkpoint folder with the weights of a GGUF file in float32; made once, then taken from the cache.
+
+    Raises:
+        SenriError: an architecture that Senri does not convert, a damaged file, or a cache that cannot be written.
+    """
+    return _dequantised(resolved.path, Path(cache_dir) if cache_dir else default_cache_dir())
 
 
 def gguf_architecture(path: Path) -> str:

@@ -70,6 +70,17 @@ def open_document(source: Path | str | None = None) -> Document:
     return _checked(path.name, (path,))
 
 
+def open_documents(source: Path | str | None = None) -> list[Document]:
+    """Find and check texts: as `open_document`, but every file of a folder is a document of its own.
+
+    Raises:
+        SenriError: as `open_document`.
+    """
+    if source is not None and (path := Path(source)).is_dir():
+        return [_checked(str(file.relative_to(path)), (file,)) for file in _files_of(path)]
+    return [open_document(source)]
+
+
 def _checked(name: str, files: tuple[Path, ...]) -> Document:
     digest, characters, blank = hashlib.sha256(), 0, True
     for piece in _pieces(files) if files else _python_reference():

@@ -5,7 +5,7 @@ Both count every token after the first exactly once, in nats, summed in float64.
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,12 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senri.errors import SenriError
-
-LEAK_BELOW = 5.0
-"""Text that a small language model has not learnt by heart stays above this; a target that leaks does not."""
-
-UNTRAINED_ABOVE = 1000.0
-"""A trained model does not get above this on text of its language; mismatched weights or tokens do."""
 
 # Positions whose log-softmax is made at once: 256 x 49,152 float32 values are 50 MB.
 _LOSS_POSITIONS = 256
@@ -72,18 +66,6 @@ class Perplexity:
         """Return bits for one byte of text, comparable between tokenizers; None without the byte count."""
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
-    @property
-    def warning(self) -> str | None:
-        """Return what a suspicious value may mean, or None for a plausible one."""
-        value = self.perplexity
-        if math.isnan(value):
-            return "perplexity is not a number: the weights or the state hold values that are not finite."
-        if value < LEAK_BELOW:
-            return f"perplexity {value:.2f} is below {LEAK_BELOW:g}: a target may leak, or a mask may be broken."
-        if value > UNTRAINED_ABOVE:
-            return f"perplexity {value:.0f} is above {UNTRAINED_ABOVE:g}: the weights look untrained."
-        return None
-
     def _add(self, logits: Tensor, targets: Tensor) -> None:
         """Count `logits` `[seq, vocabulary]` against `targets` `[seq]`."""
         if not targets.numel():
@@ -98,22 +80,31 @@ class Perplexity:
 
 @torch.no_grad()
 def sliding_window_perplexity(
-    model: nn.Module, ids: Tensor, window: int, stride: int, *, context: int = 1, num_bytes: int | None = None
+    model: nn.Module,
+    ids: Tensor,
+    window: int,
+    stride: int,
+    *,
+    context: int = 1,
+    num_bytes: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Perplexity:
     """Score a text in overlapping windows: what the window before has scored is context and is not scored again.
 
-    Each token but those of the first window has at least `window - stride` tokens of context.
+    Each token after the first window is predicted from at least `window - stride + 1` tokens before it. With a stride
+    as long as the window the first prediction of every window rests on one token: lm-eval's rolling log-likelihood.
 
     Args:
         model: any causal language model of transformers.
         ids: the text, `[1, seq]` or `[seq]`.
-        window: tokens in one forward pass.
-        stride: tokens that each further window scores; below `window`.
+        window: tokens that the model sees at once.
+        stride: tokens that each further window scores; at most `window`.
         context: tokens at the start that are read and not scored.
         num_bytes: UTF-8 length of the scored tokens.
+        on_progress: told after each window how many more tokens are scored.
 
     Raises:
-        SenriError: no token to score, a size below 1, or a stride that is not below the window.
+        SenriError: no token to score, a size below 1, or a stride above the window.
 
     Source: the fixed-length strategy of https://huggingface.co/docs/transformers/perplexity.
     """
@@ -121,55 +112,65 @@ def sliding_window_perplexity(
     length = ids.shape[1]
     if context < 1:
         raise SenriError(f"context is {context}, but it must be at least 1: the first token has nothing before it.")
-    if not 1 <= stride < window:
-        # The last token of a window predicts one that must be inside a window as well.
-        raise SenriError(f"stride is {stride}, but it must be at least 1 and below the window of {window}.")
+    if not 1 <= stride <= window:
+        raise SenriError(f"stride is {stride}, but it must be from 1 to the window of {window}.")
     result = Perplexity(bytes=num_bytes)
     began = time.perf_counter()
-    scored_to = context
-    for start in range(0, length, stride):
-        end = min(start + window, length)
-        fresh = end - scored_to
-        if fresh > 0:
-            # One more position than fresh tokens: the last one predicts what the next window scores.
-            out = model(input_ids=ids[:, start:end], use_cache=False, logits_to_keep=fresh + 1)
-            result._add(out.logits[0, -fresh - 1 : -1], ids[0, scored_to:end].to(out.logits.device))
-            scored_to = end
-        if end == length:
-            break
+    done = context
+    while done < length:
+        end = min(window + 1 if done <= window else done + stride, length)
+        # The last token is only a target. The window ends at its predecessor, so it is full wherever the text allows.
+        seen = ids[:, max(end - 1 - window, 0) : end - 1].to(_device_of(model))
+        out = model(input_ids=seen, use_cache=False, logits_to_keep=end - done)
+        result._add(out.logits[0], ids[0, done:end].to(out.logits.device))
+        if on_progress is not None:
+            on_progress(end - done)
+        done = end
     result.seconds = time.perf_counter() - began
     return _with_tokens(result)
 
 
 @torch.no_grad()
 def streaming_perplexity(
-    session: StreamingSession, chunks: Iterable[Tensor], *, num_bytes: int | None = None
+    session: StreamingSession,
+    ids: Tensor,
+    chunk_size: int,
+    *,
+    num_bytes: int | None = None,
+    result: Perplexity | None = None,
+    on_chunk: Callable[[Perplexity, int], None] | None = None,
 ) -> Perplexity:
-    """Score a text as one stream: each chunk is read once, by a session that carries its state on.
+    """Score a text as one stream: each token is read once, by a session that carries its state on.
 
-    The first token of a chunk is scored by the last logits of the chunk before; the first of all is not scored.
+    The first token is not scored. The last one is scored and not read.
 
     Args:
-        session: what reads; it is left at the end of the text.
-        chunks: the text in pieces `[1, seq]`.
+        session: what reads; it is left before the last token.
+        ids: the text `[1, seq]`.
+        chunk_size: tokens of one forward pass.
         num_bytes: UTF-8 length of the scored tokens.
+        result: of an interrupted run over the same text, to go on from; the session must stand where it stopped.
+        on_chunk: told after each chunk the result so far and how many tokens the chunk scored.
 
     Raises:
         SenriError: no token to score.
     """
-    result = Perplexity(bytes=num_bytes)
-    began = time.perf_counter()
-    last: Tensor | None = None
-    for chunk in chunks:
+    result = Perplexity(bytes=num_bytes) if result is None else result
+    began, before = time.perf_counter(), result.seconds
+    last = ids.shape[1] - 1
+    for begin in range(result.tokens, last, chunk_size):
+        end = min(begin + chunk_size, last)
+        chunk, targets = ids[:, begin:end], ids[:, begin + 1 : end + 1]
         logits = session.logits(chunk)[0]
-        targets = chunk[0].to(logits.device)
-        if last is None:
-            result._add(logits[:-1], targets[1:])
-        else:
-            result._add(torch.cat([last, logits[:-1]]), targets)
-        last = logits[-1:].clone()
-    result.seconds = time.perf_counter() - began
+        result._add(logits, targets[0].to(logits.device))
+        result.seconds = before + time.perf_counter() - began
+        if on_chunk is not None:
+            on_chunk(result, targets.shape[1])
     return _with_tokens(result)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _with_tokens(result: Perplexity) -> Perplexity:

@@ -1,0 +1,116 @@
+"""The text of a needle test as a stream of tokens: a haystack of noise or of books, with needles hidden in it."""
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import chain, cycle, islice
+from typing import Any
+
+from senri.data import Document, TokenStream, open_document
+from senri.errors import SenriError
+from senri.evaluation.needle.samples import Needle
+from senri.evaluation.needle.settings import NeedleSettings
+
+NOISE = "noise"
+_ENDS = (".", "!", "?", "\n", '."', '!"', '?"', ".\N{RIGHT DOUBLE QUOTATION MARK}")
+# A needle waits at most this many tokens for the end of a sentence; in a text without sentences it is put in anyway.
+_PATIENCE = 200
+
+
+class Haystack:
+    """Endless tokens to hide needles in, the same for the same seed; never all of them in memory.
+
+    Args:
+        settings: of the needle test.
+        tokenizer: a tokenizer of transformers.
+
+    Raises:
+        SenriError: the text cannot be read, or noise without a token.
+    """
+
+    def __init__(self, settings: NeedleSettings, tokenizer: Any) -> None:
+        self._settings, self._tokenizer = settings, tokenizer
+        self._document: Document | None = None
+        self._noise: list[int] = []
+        self._ends_sentence: dict[int, bool] = {}
+        if settings.haystack == NOISE:
+            self._noise = self.encode(f" {settings.noise.strip()}")
+            if not self._noise:
+                raise SenriError("noise is empty: give it a sentence or two.")
+        else:
+            self._document = open_document(settings.haystack)
+
+    @property
+    def description(self) -> str:
+        """What it is, for reports."""
+        if self._document is None:
+            return "repeated noise sentences"
+        return f"{self._document.name}, sha256 {self._document.sha256[:12]}"
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a piece of text, without special ones."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of tokens."""
+        return str(self._tokenizer.decode(ids))
+
+    def tokens(self, name: str) -> Iterator[int]:
+        """Yield tokens without end: noise over and over, or a text from a place that the name decides, round and round.
+
+        Args:
+            name: of the sample.
+        """
+        if self._document is None:
+            return cycle(self._noise)
+        stream = TokenStream(self._document, self._tokenizer, self._settings.block_characters)
+        start = random.Random(f"{self._settings.seed}-{name}").randrange(max(stream.estimate(), 1))
+        return chain(stream.skip(start), self._around(stream))
+
+    def ends_sentence(self, token: int) -> bool:
+        """Whether a token is the last of a sentence or a line."""
+        if token not in self._ends_sentence:
+            self._ends_sentence[token] = self._tokenizer.decode([token]).rstrip(" ").endswith(_ENDS)
+        return self._ends_sentence[token]
+
+    @staticmethod
+    def _around(stream: TokenStream) -> Iterator[int]:
+        while True:
+            yield from stream
+
+
+def hide(haystack: Haystack, name: str, needles: Sequence[Needle], length: int, start: int = 0) -> Iterator[int]:
+    """Yield a text of exactly `length` tokens with needles in it, each after the first end of a sentence at its depth.
+
+    Args:
+        haystack: where the other tokens come from.
+        name: of the sample; decides which part of a book is read.
+        needles: what is hidden.
+        length: tokens in all.
+        start: leave out so many of the text's first tokens.
+
+    Raises:
+        SenriError: the needles alone are longer.
+    """
+    hidden = sorted(
+        ((needle.depth, haystack.encode(f" {needle.sentence}")) for needle in needles), key=lambda one: one[0]
+    )
+    room = length - sum(len(ids) for _, ids in hidden)
+    if room < 0:
+        raise SenriError(
+            f"a text of {length} tokens is too short for its needles, which have {length - room}: make lengths longer "
+            f"or depths fewer."
+        )
+    return islice(_hidden(haystack, name, hidden, room), start, None)
+
+
+def _hidden(haystack: Haystack, name: str, hidden: list[tuple[float, list[int]]], room: int) -> Iterator[int]:
+    waiting = [(round(depth * room), ids) for depth, ids in hidden]
+    at_border = True
+    for position, token in enumerate(islice(haystack.tokens(name), room)):
+        while waiting and position >= waiting[0][0] and (at_border or position >= waiting[0][0] + _PATIENCE):
+            yield from waiting.pop(0)[1]
+        yield token
+        at_border = haystack.ends_sentence(token)
+    for _, ids in waiting:
+        yield from ids

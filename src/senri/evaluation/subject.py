@@ -1,0 +1,72 @@
+"""What is measured: a model, its tokenizer, a name for tables, and perhaps a session that it starts from."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from senri.evaluation.reader import Reader, open_reader
+from senri.models import SenriForCausalLM, Session
+
+_MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under measurement.
+
+    Args:
+        model: any causal language model of transformers, in evaluation mode.
+        tokenizer: its tokenizer.
+        name: what tables and reports call it.
+        source: folder or Hub id that it was loaded from; lets lm-eval find the tokenizer and a second run its results.
+        session: every reading starts from a copy of it; only for Senri models.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    source: str = ""
+    session: Session | None = None
+
+    @property
+    def is_senri(self) -> bool:
+        """Whether the model has Senri's sessions."""
+        return isinstance(self.model, SenriForCausalLM)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model attends to at once: its window, or the positions it was trained for.
+
+        A configuration that names none gives 2,048, as lm-eval assumes.
+        """
+        config = self.model.config
+        window = getattr(config, "sliding_window", None) if self.is_senri else None
+        return int(window or getattr(config, "max_position_embeddings", None) or 2048)
+
+    def reader(self) -> Reader:
+        """Return a fresh reader; with a session, a copy of it."""
+        return self.session.fork() if self.session is not None else open_reader(self.model)
+
+    def identity(self) -> str:
+        """Return a digest that changes with the model's files, its configuration, dtype, or the session's place."""
+        facts: dict[str, Any] = {
+            "config": self.model.config.to_diff_dict(),
+            "dtype": str(self.model.dtype),
+            "source": self.source,
+            "session": None if self.session is None else self.session.tokens_read,
+        }
+        folder = Path(self.source)
+        if self.source and folder.is_dir():
+            files = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
+            facts["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
