@@ -178,7 +178,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_unknown_name_says_the_nearest() -> None:
     assert "did you mean 'smollm_infini'" in message(settings.load_settings, Sample, "smolm_infini")
-    assert "did you mean 'perplexity'" in message(settings.load_settings, Sample, "perplexty")
+    assert "did you mean 'evaluation'" in message(settings.load_settings, Sample, "evaluaton")
 
 
 def test_config_is_found_beside_the_package_or_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,8 @@ class LambadaSettings:
 def lambada_units(subject: Subject, settings: LambadaSettings) -> list[Unit]:
     """Return units of so many passages, once for each way that the model can be run."""
     pairs = [_split(subject.tokenizer, text) for text in lambada_texts(settings)]
+    if not subject.is_senri:
+        pairs = [pair.within(subject.context) for pair in pairs]
     size = settings.samples_per_unit
     pieces = [(start, pairs[start : start + size]) for start in range(0, len(pairs), size)]
     return [

@@ -19,6 +19,11 @@ class EncodedPair:
     context: list[int]
     continuation: list[int]
 
+    def within(self, positions: int) -> "EncodedPair":
+        """Leave out the context's first tokens where a model has not enough positions, as lm-eval does."""
+        room = max(positions + 1 - len(self.continuation), 1)
+        return EncodedPair(self.context[-room:], self.continuation)
+
 
 @dataclass(frozen=True)
 class PairScore:
