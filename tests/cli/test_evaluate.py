@@ -133,11 +133,18 @@ def test_a_suite_makes_one_report(senri, model_folder, base_folder, text, tmp_pa
     out = tmp_path / "out"
     data = tmp_path / "lambada.jsonl"
     data.write_text(json.dumps({"text": "the sum of two and two is four"}) + "\n")
-    words = ["suite=[perplexity,lambada]", f"lambada.data={data}", f"perplexity.text={text}", "perplexity.tokens=80"]
+    words = [
+        "suite=[perplexity,lambada,memory]",
+        "memory.tokens=60",
+        f"memory.text={text}",
+        f"lambada.data={data}",
+        f"perplexity.text={text}",
+        "perplexity.tokens=80",
+    ]
     for model in (model_folder, base_folder):
         assert senri("eval", "suite", "--model", model, "--out", out, *words) == 0
     page = (out / "report.html").read_text()
-    assert page.count('<section class="part"') == 4
+    assert page.count('<section class="part"') == 5  # three of the Senri model, two of the base
     assert f"senri eval suite --model {model_folder}" in page
     assert "http://" not in page and "https://" not in page
 

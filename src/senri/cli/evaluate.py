@@ -128,12 +128,16 @@ def _run(
     config: Path | None,
 ) -> None:
     from senri.evaluation.evaluate import REPORT_FILE, evaluate
+    from senri.evaluation.parts import PARTS
     from senri.evaluation.settings import EvaluationSettings
 
     settings = load_settings(EvaluationSettings, config or "evaluation", words)
     subject = open_subject(model, session, name, settings.dtype, settings.device)
     command = _typed(part, words, model, session, name, out, label, config)
     for chosen in settings.suite if part is None else [part]:
+        if part is None and PARTS[chosen].needs_memory and not subject.is_senri:
+            print(f"{chosen}: left out, {subject.name} has no memory of Senri's.")
+            continue
         try:
             found = evaluate(
                 subject,

@@ -45,7 +45,7 @@ def bar_figure(*panels: Mapping[str, Mapping[str, float]]) -> Figure:
         values = list(bars.values())
         drawn = axis.barh(list(bars), values, color=[PALETTE[index % len(PALETTE)] for index in range(len(bars))])
         axis.bar_label(drawn, [f"{value:.4g}" for value in values], padding=4)
-        axis.set_xlim(0, max([*values, 1e-9]) * 1.3)
+        axis.set_xlim(0, (max(values) or 1) * 1.3)
         axis.set_title(title, loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()

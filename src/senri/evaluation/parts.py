@@ -29,12 +29,14 @@ class Part:
         settings: dataclass of what `config/evaluation.yaml` holds in the section of this name.
         units: makes the work, from subject and settings; raises SenriError about whatever is wrong before any is done.
         outcome: makes tables and pictures of the units' results, which come in the units' order.
+        needs_memory: whether only Senri models can be measured; a suite leaves the part out for others.
     """
 
     title: str
     settings: type[Any]
     units: Callable[[Subject, Any], list[Unit]]
     outcome: Callable[[Subject, Any, list[dict[str, Any]]], Outcome]
+    needs_memory: bool = False
 
 
 PARTS: Mapping[str, Part] = {
@@ -46,5 +48,5 @@ PARTS: Mapping[str, Part] = {
     "babilong": Part("BABILong: facts in a book", BabilongSettings, babilong_units, babilong_outcome),
     "reversal": Part("Reversal curse", ReversalSettings, reversal_units, reversal_outcome),
     "bytes": Part("Bytes", BytesSettings, bytes_units, bytes_outcome),
-    "memory": Part("Memory over time", MemorySettings, memory_units, memory_outcome),
+    "memory": Part("Memory over time", MemorySettings, memory_units, memory_outcome, needs_memory=True),
 }
