@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from senri.data import TokenStream, chunks, open_document
 from senri.errors import SenriError
+from senri.evaluation.charts import BLUE, ORANGE, short_count
 from senri.evaluation.figures import human_bytes
 from senri.evaluation.footprint import (
     LayerShape,
@@ -25,7 +26,6 @@ from senri.evaluation.subject import Subject
 from senri.evaluation.units import Scratch, Unit
 
 # Two of Okabe and Ito's colours; line styles and markers differ as well.
-_BLUE, _ORANGE = "#0072B2", "#D55E00"
 _LINE_POINTS = 100
 
 
@@ -279,13 +279,13 @@ def _figure(
     low, high = lengths[0], max(lengths[-1], lengths[0] + 1)
     steps = [low * (high / low) ** (step / _LINE_POINTS) for step in range(_LINE_POINTS + 1)]
     grid = sorted({round(step) for step in steps})
-    panel.plot(grid, [full_attention(one) for one in grid], "--", color=_ORANGE, linewidth=2.2, label="full attention")
-    panel.plot(grid, [formula(one) for one in grid], "-", color=_BLUE, linewidth=2.2, label="this model, by formula")
-    panel.plot([*read], [_total(one) for one in read.values()], "o", color=_BLUE, markersize=8, label="measured")
+    panel.plot(grid, [full_attention(one) for one in grid], "--", color=ORANGE, linewidth=2.2, label="full attention")
+    panel.plot(grid, [formula(one) for one in grid], "-", color=BLUE, linewidth=2.2, label="this model, by formula")
+    panel.plot([*read], [_total(one) for one in read.values()], "o", color=BLUE, markersize=8, label="measured")
     panel.set(xscale="log", yscale="log")
     panel.set_xlabel("tokens read", fontsize=13)
     panel.set_title("Bytes that one sequence keeps", loc="left", fontsize=14)
-    panel.xaxis.set_major_formatter(FuncFormatter(_short))
+    panel.xaxis.set_major_formatter(FuncFormatter(short_count))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0", "")))
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
@@ -293,13 +293,6 @@ def _figure(
     panel.legend(frameon=False, fontsize=13)
     panel.grid(alpha=0.25)
     return figure
-
-
-def _short(value: float, _: object) -> str:
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
 
 
 def _total(measurement: dict[str, Any]) -> int:

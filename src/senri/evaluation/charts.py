@@ -8,6 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BLUE, ORANGE, GREEN = PALETTE[:3]
 _STYLES = ("-", "--", ":", "-.")
 _DARK_BELOW = 0.55
 
@@ -26,7 +27,7 @@ def perplexity_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figu
         label = f"{name}: {values[-1]:.2f}"
         panel.plot(tokens, values, style, color=PALETTE[index % len(PALETTE)], linewidth=2, label=label)
     panel.set(xlabel="tokens scored", ylabel="running perplexity")
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    panel.xaxis.set_major_formatter(FuncFormatter(short_count))
     panel.legend(frameon=False)
     panel.grid(alpha=0.25)
     return figure
@@ -86,8 +87,11 @@ def heat_map_figure(
     return figure
 
 
-def short_count(value: float) -> str:
-    """Return a count such as `512`, `8K` or `1M`, in powers of 1,024 where they divide it, else of 1,000."""
+def short_count(value: float, _: object = None) -> str:
+    """Return a count such as `512`, `8K` or `1M`, in powers of 1,024 where they divide it, else of 1,000.
+
+    The second parameter lets it serve as a formatter of ticks.
+    """
     for unit, binary, decimal in (("M", 1 << 20, 10**6), ("K", 1 << 10, 10**3)):
         if value >= decimal:
             size = binary if value % binary == 0 else decimal

@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from senri.evaluation.charts import BLUE, GREEN, ORANGE, short_count
 from senri.evaluation.footprint import ReadingRecord
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; line styles differ as well.
-_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _GREY = "#555555"
 _SPEED_POINTS = 40
 _DPI = 150
@@ -52,9 +51,9 @@ def spectrum_figure(spectra: dict[str, np.ndarray]) -> Figure:
     for panel, (title, values) in zip(panels, spectra.items(), strict=False):
         index = np.arange(1, values.shape[1] + 1)
         positive = np.where(values > 0, values, np.nan)
-        panel.plot(index, positive.T, linewidth=1, alpha=0.6, color=_BLUE)
-        panel.plot([], [], linewidth=1, color=_BLUE, label="each head")
-        panel.plot(index, np.median(positive, axis=0), linewidth=2, color=_ORANGE, label="median of the heads")
+        panel.plot(index, positive.T, linewidth=1, alpha=0.6, color=BLUE)
+        panel.plot([], [], linewidth=1, color=BLUE, label="each head")
+        panel.plot(index, np.median(positive, axis=0), linewidth=2, color=ORANGE, label="median of the heads")
         panel.set(title=title, xlabel="index of the singular value")
         if (values > 0).any():
             panel.set_yscale("log")
@@ -79,9 +78,9 @@ def _draw_bytes(panel: Axes, records: Sequence[ReadingRecord], cache_bytes: Call
     state = np.array([record.state_bytes for record in records])
     cache = np.array([cache_bytes(int(count)) for count in tokens])
     lines = (
-        ("KV cache of full attention", cache, _ORANGE, "--"),
-        ("Senri: memory + window", carried, _BLUE, "-"),
-        ("Senri: memory alone", state, _GREEN, ":"),
+        ("KV cache of full attention", cache, ORANGE, "--"),
+        ("Senri: memory + window", carried, BLUE, "-"),
+        ("Senri: memory alone", state, GREEN, ":"),
     )
     for label, values, colour, style in lines:
         panel.plot(tokens, values, style, color=colour, linewidth=2.2, label=f"{label}: {human_bytes(values[-1])}")
@@ -91,7 +90,7 @@ def _draw_bytes(panel: Axes, records: Sequence[ReadingRecord], cache_bytes: Call
     low, high = min(state.min(), cache.min()), max(cache.max(), carried.max())
     panel.set_ylim(max(low, 1) / 2, high * (high / max(low, 1)) ** 0.45 * 2)
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter(FuncFormatter(_count))
+    panel.xaxis.set_major_formatter(FuncFormatter(short_count))
     panel.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0", "")))
     panel.set_title(f"What is carried after {tokens[-1]:,} tokens", loc="left")
@@ -106,18 +105,14 @@ def _draw_speed(panel: Axes, records: Sequence[ReadingRecord]) -> None:
     tokens = [group[-1].tokens for group in groups]
     speed = [sum(one.chunk_tokens for one in group) / sum(one.seconds for one in group) for group in groups]
     mean = sum(one.chunk_tokens for one in records) / sum(one.seconds for one in records)
-    panel.plot(tokens, speed, "-", marker="o", markersize=4, color=_BLUE, linewidth=1.5, label="measured")
+    panel.plot(tokens, speed, "-", marker="o", markersize=4, color=BLUE, linewidth=1.5, label="measured")
     panel.axhline(mean, color=_GREY, linestyle="--", linewidth=1.2, label=f"mean: {mean:,.0f} tokens/s")
     top = max([*speed, mean]) * 1.35
     panel.set(xlabel="tokens read", ylabel="tokens/s", ylim=(0, top))
     panel.set_xlim(0, tokens[-1] * 1.05)
-    panel.xaxis.set_major_formatter(FuncFormatter(_count))
+    panel.xaxis.set_major_formatter(FuncFormatter(short_count))
     ratio = panel.twinx()
     ratio.set(ylabel="ratio to the mean", ylim=(0, top / mean))
     panel.set_title("Reading speed", loc="left")
     panel.legend(frameon=False, loc="upper left", ncols=2)
     panel.grid(alpha=0.25)
-
-
-def _count(value: float, _: object) -> str:
-    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from senri.data import TokenStream, open_document
 from senri.errors import SenriError
+from senri.evaluation.charts import PALETTE
 from senri.evaluation.memory_trace import MemoryTrace, Writes, gates, held_state, record_memory, writing_branches
 from senri.evaluation.outcome import Outcome, Picture, Table
 from senri.evaluation.subject import Subject
@@ -19,7 +20,6 @@ from senri.evaluation.units import Scratch, Unit
 from senri.evaluation.written_tokens import html_of
 
 # Okabe and Ito's palette without its yellow, which a white page swallows.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 _PANELS = {
     "norm": "norm of M",
     "effective_rank": "effective rank of M",
@@ -203,13 +203,13 @@ def _span(values: Sequence[float]) -> str:
 
 def _chosen(layers: Sequence[str]) -> list[str]:
     """Return at most as many layers as there are colours, evenly spread, first and last among them."""
-    count = min(len(layers), len(_COLOURS))
+    count = min(len(layers), len(PALETTE))
     return [layers[round(place * (len(layers) - 1) / max(count - 1, 1))] for place in range(count)]
 
 
 def _caption(looks: Sequence[dict[str, Any]], gated: Mapping[str, Any]) -> str:
     layers = list(looks[0]["layers"])
-    drawn = "" if len(layers) <= len(_COLOURS) else f" Drawn are {len(_COLOURS)} of {len(layers)} layers."
+    drawn = "" if len(layers) <= len(PALETTE) else f" Drawn are {len(PALETTE)} of {len(layers)} layers."
     below = " Below the gates, each layer's memory share by query head." if gated else ""
     return (
         f"The memories over the tokens read: lines are means over heads, bands reach from head to head.{drawn}{below}"
@@ -225,14 +225,14 @@ def _figure(looks: Sequence[dict[str, Any]], gated: Mapping[str, Sequence[float]
     panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     tokens = [look["tokens"] for look in looks]
     for name, panel in zip(names, panels, strict=False):
-        for layer, colour in zip(layers, _COLOURS, strict=False):
+        for layer, colour in zip(layers, PALETTE, strict=False):
             values = [look["layers"][layer][name] for look in looks]
             if values[0] is not None:
                 _line_with_band(panel, tokens, values, colour, f"layer {layer}")
         _finish(panel, _PANELS[name])
     if added:
         panel = panels[len(names)]
-        for layer, colour in zip(_chosen(added), _COLOURS, strict=False):
+        for layer, colour in zip(_chosen(added), PALETTE, strict=False):
             _line_with_band(panel, tokens, [[look["memory_to_attention"][layer]] for look in looks], colour, layer)
         _finish(panel, "norm of the memory's output / attention's")
     panels[0].legend(frameon=False, fontsize=11, ncols=3)
