@@ -201,6 +201,8 @@ def test_wrong_data_is_refused(tmp_path, base_subject):
     complain("lambada", '{"text": "a b"}\n{"txt": "c d"}\n', "line 2 .* has no text named 'text'")
     complain("lambada", "no json\n", "line 1 .* is not JSON")
     complain("lambada", "\n", "is empty")
+    # A break that is none in JSON Lines: the row is whole, and what is wrong is in the next one.
+    complain("lambada", '{"text": "a\u2028b c"}\n{}\n', "line 2 .* has no text named 'text'")
     complain("wikitext", '{"text": "a b"}\n', "no text named 'page'")
     (tmp_path / "plain.txt").write_text("no heading here")
     with pytest.raises(SenriError, match="no page heading"):

@@ -86,3 +86,23 @@ def test_every_part_has_settings_of_its_name():
 def test_another_model_has_another_identity(senri_subject, base_subject):
     one = Subject(base_subject.model, base_subject.tokenizer, "renamed")
     assert one.identity() == base_subject.identity() != senri_subject.identity()
+
+
+def test_other_weights_and_other_sessions_have_other_identities(senri_subject):
+    import copy
+
+    import torch
+
+    from senri.models import Session
+
+    model = copy.deepcopy(senri_subject.model)
+    assert dataclasses.replace(senri_subject, model=model).identity() == senri_subject.identity()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] += 1
+    assert dataclasses.replace(senri_subject, model=model).identity() != senri_subject.identity()
+    identities = set()
+    for token in (3, 4):
+        session = Session(senri_subject.model)
+        session.read(torch.full((1, 20), token))
+        identities.add(dataclasses.replace(senri_subject, session=session).identity())
+    assert len(identities) == 2

@@ -62,6 +62,13 @@ def test_a_line_that_was_cut_off_is_done_again(tmp_path):
     assert again.resumed == 3
 
 
+def test_a_result_with_any_line_break_is_read_back(tmp_path):
+    odd = {"said": "one\u2028two\x85three\x0bfour"}
+    run_units([unit("a", [], odd)], "test", tmp_path, "me", progress=False)
+    done = run_units([unit("a", [], odd)], "test", tmp_path, "me", progress=False)
+    assert (done.resumed, done.results) == (1, [odd])
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_units([unit("a", [])], "test", progress=False).results == [{"key": "a"}]

@@ -152,7 +152,7 @@ def _names(folder: Path) -> set[str]:
 def _jsonl_rows(path: Path) -> list[tuple[str, str, str]]:
     """Return place, prompt and completion of every line."""
     rows = []
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{str(path)!r}, line {number}"

@@ -15,7 +15,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
         SenriError: the file is missing, is not JSON Lines, holds no row, or a row lacks a column.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other breaks, such as U+2028
     except OSError as error:
         raise SenriError(f"data {str(path)!r} cannot be read ({error.strerror}): name a .jsonl file.") from error
     except UnicodeDecodeError as error:

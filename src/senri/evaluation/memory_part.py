@@ -19,7 +19,6 @@ from senri.evaluation.subject import Subject
 from senri.evaluation.units import Scratch, Unit
 from senri.evaluation.written_tokens import html_of
 
-# Okabe and Ito's palette without its yellow, which a white page swallows.
 _PANELS = {
     "norm": "norm of M",
     "effective_rank": "effective rank of M",

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
+from senri.evaluation.footprint import layer_bytes
 from senri.models import SenriForCausalLM, Session
 
 
@@ -107,14 +108,11 @@ class CacheReader:
 
     def memory_bytes(self) -> int:
         """Bytes of recurrent states, where the model has any."""
-        states = [getattr(layer, name, None) for layer in self.cache.layers for name in _STATES]
-        parts = [part for state in states if state for part in (state.values() if isinstance(state, dict) else [state])]
-        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
+        return sum(layer.state_bytes for layer in layer_bytes(self.cache))
 
     def window_bytes(self) -> int:
         """Bytes of all kept keys and values; they grow with the text unless the model has windows of its own."""
-        kept = [layer for layer in self.cache.layers if getattr(layer, "keys", None) is not None]
-        return sum(part.numel() * part.element_size() for layer in kept for part in (layer.keys, layer.values))
+        return sum(layer.key_value_bytes for layer in layer_bytes(self.cache))
 
 
 def open_reader(model: Any) -> Reader:
@@ -132,13 +130,10 @@ def without_memory(model: Any) -> Iterator[None]:
         yield
 
 
-_STATES = ("conv_states", "recurrent_states")
-
-
 def _fork(cache: Any) -> Any:
     """Copy a cache; recurrent states, which are written in place, are copied as well."""
     shared: dict[int, Any] = {}
     for layer in cache.layers:
-        if isinstance(layer, DynamicLayer) and not any(hasattr(layer, name) for name in _STATES):
+        if isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin):
             shared |= {id(part): part for part in (layer.keys, layer.values) if isinstance(part, Tensor)}
     return copy.deepcopy(cache, shared)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from senri.evaluation.reader import Reader, open_reader
+from senri.memory.state import fingerprint
 from senri.models import SenriForCausalLM, Session
 
 _MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
@@ -58,15 +59,21 @@ class Subject:
         return self.session.fork() if self.session is not None else open_reader(self.model)
 
     def identity(self) -> str:
-        """Return a digest that changes with the model's files, its configuration, dtype, or the session's place."""
+        """Return a digest that changes with the model's files or weights, configuration, dtype, and the session."""
         facts: dict[str, Any] = {
             "config": self.model.config.to_diff_dict(),
             "dtype": str(self.model.dtype),
             "source": self.source,
-            "session": None if self.session is None else self.session.tokens_read,
+            "session": None if self.session is None else self._session_identity(self.session),
         }
+        if not self.source:
+            facts["weights"] = fingerprint({}, dict(self.model.named_parameters()))
         folder = Path(self.source)
         if self.source and folder.is_dir():
             files = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
             facts["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    @staticmethod
+    def _session_identity(session: Session) -> str:
+        return fingerprint({"tokens_read": session.tokens_read}, session.get_memory_state().to_tensors())

@@ -208,7 +208,7 @@ class _Store:
         try:
             with path.open("a", encoding="utf-8") as file:
                 # A line break first: an earlier run may have been stopped within a line.
-                file.write("\n" + json.dumps({"key": key, "result": result}, ensure_ascii=False))
+                file.write("\n" + json.dumps({"key": key, "result": result}))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
