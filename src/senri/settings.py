@@ -138,8 +138,12 @@ def load_settings(cls: type[T], name_or_path: str | Path, overrides: Sequence[st
     return build(cls, apply_overrides(load_yaml(path), overrides), source)
 
 
-def find(name_or_path: str | Path) -> Path:
+def find(name_or_path: str | Path, *folders: str) -> Path:
     """Return the file of a preset, of a command's settings, or the path itself when it is one.
+
+    Args:
+        name_or_path: a name without suffix, or a path.
+        folders: of `config/`, where names are looked for; the presets and `config/` itself if none are given.
 
     Raises:
         SenriError: an unknown name, with the nearest known one.
@@ -147,12 +151,14 @@ def find(name_or_path: str | Path) -> Path:
     word = str(name_or_path)
     if Path(word).suffix in _YAML_SUFFIXES or os.sep in word:
         return Path(word)
-    for folder in (config_dir() / "presets", config_dir()):
-        path = folder / f"{word}.yaml"
+    places = [config_dir() / folder for folder in folders or ("presets", "")]
+    for place in places:
+        path = place / f"{word}.yaml"
         if path.is_file():
             return path
-    known = [*preset_names(), *_names_in(config_dir())]
-    raise SenriError(f"no preset or settings named {word!r} (a file's path ends in .yaml): {nearest(word, known)}")
+    known = [name for place in places for name in _names_in(place)]
+    what = folders[0].removesuffix("s") if folders else "preset or settings"
+    raise SenriError(f"no {what} named {word!r} (a file's path ends in .yaml): {nearest(word, known)}")
 
 
 def save_resolved(settings: Any, path: str | Path) -> None:

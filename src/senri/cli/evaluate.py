@@ -174,20 +174,15 @@ def _is_main() -> bool:
 def _show(found: "Evaluation") -> None:
     """Print what was found: sentences, tables, warnings."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+
+    from senri.cli.tables import show_table
 
     console = Console()
     console.rule(found.part)
     for sentence in found.outcome.summary:
         console.print(sentence, markup=False)
     for content in found.outcome.tables:
-        table = Table(title=content.title, title_justify="left")
-        for index, column in enumerate(content.columns):
-            table.add_column(column, justify="left" if not index else "right", overflow="fold")
-        for row in content.rows:
-            table.add_row(*(escape(cell) for cell in row))
-        console.print(table)
+        show_table(console, content)
     for warning in found.outcome.warnings:
         print(f"look again: {warning}")
     if found.folder is not None:

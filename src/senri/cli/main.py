@@ -17,6 +17,7 @@ from senri.cli.memory_size import size
 from senri.cli.parser import Command, Parser, add_command, call, new_parser, refuse_empty_values
 from senri.cli.read import read
 from senri.cli.serve import serve
+from senri.cli.train import train
 from senri.errors import SenriError
 
 COMMANDS: dict[str, Command | dict[str, Command]] = {
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "chat": chat,
     "serve": serve,
     "demo": demo,
+    "train": train,
     "eval": {**{part: part_command(part) for part in SUMMARIES}, "suite": suite},
     "memory": {"inspect": inspect, "clean": clean, "merge": merge, "diff": diff, "size": size},
     "export": export,

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from senri.data.rows import hub_rows
 from senri.errors import SenriError, nearest
 
 BABI_TASKS = {
@@ -53,8 +53,8 @@ def read_babi(task: str, source: Path | str | None = None) -> list[BabiQuestion]
             `HUB_DATASET`.
 
     Raises:
-        SenriError: an unknown task, a folder without the task's file, a line of another format, or no connection to
-            the Hub.
+        SenriError: an unknown task, a folder without the task's file, a line of another format, or the Hub's data
+            cannot be had.
     """
     if task not in BABI_TASKS:
         raise SenriError(f"there is no task {task!r}: {nearest(task, BABI_TASKS)}")
@@ -111,20 +111,7 @@ def _questions(path: Path, lines: list[str]) -> Iterator[BabiQuestion]:
 
 
 def _hub_questions(task: str) -> list[BabiQuestion]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise SenriError(
-            "bAbI comes from the Hub through the package datasets, which is not installed: pip install datasets, or "
-            "name a folder with bAbI's files."
-        ) from error
-    try:
-        rows: Any = load_dataset(HUB_DATASET, "0k", split=task)
-    except Exception as error:  # the Hub's client has a dozen kinds of its own for no connection, no access, no disk
-        raise SenriError(
-            f"{HUB_DATASET} could not be loaded from the Hub ({type(error).__name__}): connect to the network, or "
-            "name a folder with bAbI's files."
-        ) from error
+    rows = hub_rows(HUB_DATASET, "0k", task, local="a folder of bAbI's files with babi=...")
     return [
         BabiQuestion(tuple(_SENTENCE_END.split(row["input"].strip())), row["question"].strip(), row["target"].strip())
         for row in rows

@@ -5,12 +5,13 @@ arXiv:2309.12288, data of github.com/lukasberglund/reversal_curse.
 """
 
 import csv
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
+from senri.data.rows import numbered_rows
 from senri.errors import SenriError
 
 NAME, DESCRIPTION = "name", "description"
@@ -21,6 +22,7 @@ _FORWARD = {"p2d_prompts_test.jsonl": DESCRIPTION, "d2p_prompts_test.jsonl": NAM
 _BACKWARD = {"p2d_reverse_prompts_test.jsonl": NAME, "d2p_reverse_prompts_test.jsonl": DESCRIPTION}
 _TRAINING = {"p2d_prompts_train.jsonl": DESCRIPTION, "d2p_prompts_train.jsonl": NAME}
 
+_FILES = "the files of github.com/lukasberglund/reversal_curse"
 _FIELD = re.compile(r"\{(\w*)\}")
 
 
@@ -152,27 +154,18 @@ def _names(folder: Path) -> set[str]:
 def _jsonl_rows(path: Path) -> list[tuple[str, str, str]]:
     """Return place, prompt and completion of every line."""
     rows = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{str(path)!r}, line {number}"
-        try:
-            row = json.loads(line)
-            prompt, completion = row["prompt"], row["completion"]
-        except (ValueError, KeyError, TypeError):
-            prompt = completion = None
-        if not all(isinstance(half, str) and half.strip() for half in (prompt, completion)):
-            raise SenriError(f'{place} is not {{"prompt": "...", "completion": "..."}}: check the file.')
+    for number, row in numbered_rows(path, ("prompt", "completion"), wanted=f"a folder with {_FILES}"):
+        prompt, completion = row["prompt"].rstrip(), row["completion"].strip()
+        if not prompt or not completion:
+            raise SenriError(_empty_half(path, number))
         # One blank parts the halves, whichever of them carried it.
-        rows.append((place, prompt.rstrip(), f" {completion.strip()}"))
-    if not rows:
-        raise SenriError(f"{str(path)!r} is empty: name a folder with Berglund's files.")
+        rows.append((f"line {number} of {str(path)!r}", prompt, f" {completion}"))
     return rows
 
 
 def _csv_rows(path: Path, templates: PairTemplates) -> list[dict[str, str]]:
-    # Without line ends translated, as the module csv asks for.
-    reader = csv.DictReader(_read(path).splitlines(keepends=True))
+    # Rows end at line feeds alone: a half may hold other breaks, such as U+2028.
+    reader = csv.DictReader(StringIO(_read(path)))
     columns = list(reader.fieldnames or ())
     for column in (templates.first, templates.second):
         if column not in columns:
@@ -181,11 +174,15 @@ def _csv_rows(path: Path, templates: PairTemplates) -> list[dict[str, str]]:
     for row in reader:
         first, second = (str(row[column] or "").strip() for column in (templates.first, templates.second))
         if not first or not second:
-            raise SenriError(f"{str(path)!r}, line {reader.line_num}: a half of the pair is empty; fill it or drop it.")
+            raise SenriError(_empty_half(path, reader.line_num))
         rows.append({"first": first, "second": second})
     if not rows:
         raise SenriError(f"{str(path)!r} holds no pair below its header.")
     return rows
+
+
+def _empty_half(path: Path, number: int) -> str:
+    return f"line {number} of {str(path)!r}: a half of the pair is empty; fill it or drop it."
 
 
 def _filled(template: str, row: dict[str, str], kind: str) -> PairSentence:
@@ -205,10 +202,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise SenriError(
-            f"{str(path)!r} does not exist: name a CSV, or a folder with the files of "
-            "github.com/lukasberglund/reversal_curse."
-        ) from None
+        raise SenriError(f"data {str(path)!r} does not exist: name a CSV, or a folder with {_FILES}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SenriError(f"{str(path)!r} cannot be read as UTF-8 text ({error}): check the file.") from error
 

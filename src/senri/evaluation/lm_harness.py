@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from senri.errors import SenriError
 from senri.models import SenriForCausalLM, Session

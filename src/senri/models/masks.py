@@ -25,6 +25,7 @@ def create_senri_masks(
     past_key_values: Cache | None,
     position_ids: Tensor | None = None,
     sequence_ids: Tensor | None = None,
+    start_layer: int = 0,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Build every mask that the layers of `config` need.
@@ -38,6 +39,7 @@ def create_senri_masks(
         past_key_values: the cache, if there is one.
         position_ids: `[batch, seq]`.
         sequence_ids: `[batch, seq]` of `packed_sequences`.
+        start_layer: the first layer that runs; the cache of those below it says nothing.
         **kwargs: other arguments of transformers' mask functions; unused.
 
     Returns:
@@ -51,10 +53,10 @@ def create_senri_masks(
         "position_ids": position_ids,
     }
     masks: dict[str, Any] = {"tokens": _token_mask(inputs_embeds, attention_mask), "sequence_ids": sequence_ids}
-    full_layer = _first_layer(config, FULL_TYPES)
+    full_layer = _first_layer(config, FULL_TYPES, start_layer)
     if full_layer is not None:
         masks["full_attention"] = create_causal_mask(**arguments, layer_idx=full_layer)
-    sliding_layer = _first_layer(config, SLIDING_TYPES)
+    sliding_layer = _first_layer(config, SLIDING_TYPES, start_layer)
     if sliding_layer is not None:
         if sequence_ids is None and _is_banded(config, inputs_embeds, attention_mask, past_key_values):
             masks["sliding_attention"] = BandedMask(
@@ -81,8 +83,16 @@ def packed_sequences(
     return find_packed_sequence_indices(position_ids.expand(batch_size, -1))
 
 
-def _first_layer(config: Any, types: tuple[str, ...]) -> int | None:
-    return next((i for i, kind in enumerate(config.layer_types) if kind in types), None)
+def tokens_seen(config: Any, past_key_values: Cache | None, start_layer: int) -> int:
+    """Return how many tokens a cache holds, by the first layer from `start_layer` on that has keys and values."""
+    if past_key_values is None:
+        return 0
+    layer = _first_layer(config, (*FULL_TYPES, *SLIDING_TYPES), start_layer)
+    return int(past_key_values.get_seq_length() if layer is None else past_key_values.get_seq_length(layer))
+
+
+def _first_layer(config: Any, types: tuple[str, ...], start: int = 0) -> int | None:
+    return next((i for i, kind in enumerate(config.layer_types) if i >= start and kind in types), None)
 
 
 def _token_mask(inputs_embeds: Tensor, attention_mask: Any) -> Tensor | None:

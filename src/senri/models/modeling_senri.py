@@ -35,7 +35,7 @@ from senri.mixers import AddedMemory, AttentionSink, MemoryGate, SenriMixer, Sof
 from senri.mixers.cache_senri import adopt_cache
 from senri.mixers.context import MixerMasks
 from senri.models.configuration_senri import SenriConfig
-from senri.models.masks import create_senri_masks, packed_sequences
+from senri.models.masks import create_senri_masks, packed_sequences, tokens_seen
 from senri.models.rotary import SenriRotaryEmbedding
 from senri.models.sessions import SessionMixin
 
@@ -167,9 +167,15 @@ class SenriModel(SenriPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        start_layer: int = 0,
+        stop_layer: int | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the decoder; arguments and outputs as in transformers' decoders.
+        """Run the decoder, or a stretch of its layers; other arguments and outputs as in transformers' decoders.
+
+        Args:
+            start_layer: the first layer that runs; above 0, `inputs_embeds` are the hidden states that enter it.
+            stop_layer: the first layer that does not run; the result is then what enters it, without the final norm.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`.
@@ -183,17 +189,17 @@ class SenriModel(SenriPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         past_key_values = self.adopt(past_key_values)
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            seen = tokens_seen(self.config, past_key_values, start_layer)
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         masks = attention_mask
         if not isinstance(masks, dict):
             masks = create_senri_masks(
-                self.config, inputs_embeds, attention_mask, past_key_values, position_ids, sequence_ids
+                self.config, inputs_embeds, attention_mask, past_key_values, position_ids, sequence_ids, start_layer
             )
-        hidden_states = self.embedding_dropout(inputs_embeds)
+        hidden_states = self.embedding_dropout(inputs_embeds) if start_layer == 0 else inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         mixer_masks = MixerMasks(**masks)
-        for layer in self.layers:
+        for layer in self.layers[start_layer:stop_layer]:
             hidden_states = layer(
                 hidden_states,
                 masks=mixer_masks,
@@ -203,7 +209,9 @@ class SenriModel(SenriPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        if stop_layer is None:
+            hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
 class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):

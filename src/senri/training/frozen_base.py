@@ -1,0 +1,131 @@
+"""FrozenBase: what enters the first trained layer, computed once for all training rows and kept on disk.
+
+Layers below the first trained one give the same outputs in every step, so they are run once for each row; training then
+starts from there. The outputs lie in a memory-mapped file, and a run that goes on finds them there.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from senri.errors import SenriError
+from senri.evaluation.files import make_folder, write_bytes
+from senri.memory.state import fingerprint
+from senri.models.modeling_senri import SenriForCausalLM
+
+
+def first_trained_layer(model: SenriForCausalLM) -> int:
+    """Return the first layer with a parameter that is trained; 0 where the embeddings are.
+
+    Raises:
+        SenriError: no layer has one.
+    """
+    if any(parameter.requires_grad for parameter in model.model.embed_tokens.parameters()):
+        return 0
+    for index, layer in enumerate(model.model.layers):
+        if any(parameter.requires_grad for parameter in layer.parameters()):
+            return index
+    raise SenriError("no layer of the model is trained: nothing would be learnt.")
+
+
+class FrozenBase:
+    """The inputs of one layer for all training rows; each is computed when it is asked for the first time.
+
+    Args:
+        model: a Senri model, its trained parameters marked.
+        rows: token ids `[seq]` of every row, all equally long.
+        folder: where the outputs are kept.
+        dtype: of what is kept, `float16` or `float32`.
+        identity: of the rows; outputs of others in the folder are dropped.
+        segment_tokens: tokens of one forward pass.
+
+    Raises:
+        SenriError: the first layer is trained, or a folder that cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: SenriForCausalLM,
+        rows: Sequence[Tensor],
+        folder: Path,
+        dtype: str,
+        identity: str,
+        segment_tokens: int,
+    ) -> None:
+        self.start_layer = first_trained_layer(model)
+        if self.start_layer == 0:
+            raise SenriError("frozen_base needs frozen layers below the first trained one: set it to false.")
+        self._model, self._rows, self._segment_tokens = model, rows, segment_tokens
+        shape = (len(rows), len(rows[0]), model.config.hidden_size)
+        lower = {
+            name: parameter
+            for name, parameter in model.model.named_parameters()
+            if name.startswith("embed_tokens") or _layer_of(name) in range(self.start_layer)
+        }
+        facts = [identity, fingerprint({"layer": self.start_layer}, lower), shape, dtype]
+        self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        try:
+            make_folder(folder)
+            stamp = folder / "identity"
+            is_kept = stamp.is_file() and stamp.read_text(encoding="utf-8") == self.identity
+            self._states = _memory_map(folder / "states.npy", shape, dtype, is_kept)
+            self._is_there = _memory_map(folder / "is_there.npy", shape[:1], "uint8", is_kept)
+            write_bytes(stamp, self.identity.encode())
+        except OSError as error:
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            raise SenriError(
+                f"{str(folder)!r} cannot be written ({error.strerror}); it takes {size:,} bytes: make room, or set "
+                f"training.frozen_base=false."
+            ) from error
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Return what enters `start_layer` in one row, `[seq, hidden]`, float32.
+
+        Raises:
+            SenriError: numbers too large for float16.
+        """
+        if not self._is_there[row]:
+            ids = self._rows[row].unsqueeze(0).to(self._model.device)
+            states = lower_states(self._model, ids, self.start_layer, self._segment_tokens)
+            self._states[row] = states[0].float().cpu().numpy()
+            if not np.isfinite(self._states[row]).all():
+                raise SenriError("hidden states are too large for float16: set training.frozen_base_dtype=float32.")
+            self._is_there[row] = 1
+        return torch.from_numpy(self._states[row].astype(np.float32))
+
+
+def _memory_map(path: Path, shape: tuple[int, ...], dtype: str, is_kept: bool) -> Any:
+    """Open an array on disk, or make it anew, all zeros; what is never written takes no room."""
+    if is_kept and path.is_file():
+        return np.lib.format.open_memmap(path, mode="r+")
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+
+@torch.no_grad()
+def lower_states(model: SenriForCausalLM, ids: Tensor, start_layer: int, segment_tokens: int) -> Tensor:
+    """Return what enters a layer for `[batch, seq]` token ids: `[batch, seq, hidden]`."""
+    cache = None
+    if ids.shape[1] > segment_tokens:
+        cache = model.model.adopt(DynamicCache(config=model.config))
+    pieces = [
+        model.model(
+            ids[:, begin : begin + segment_tokens],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            stop_layer=start_layer,
+        ).last_hidden_state
+        for begin in range(0, ids.shape[1], segment_tokens)
+    ]
+    return torch.cat(pieces, dim=1)
+
+
+def _layer_of(name: str) -> int | None:
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "layers" else None

@@ -1,0 +1,60 @@
+"""Which parameters a stage trains, and which of them have a rate of their own."""
+
+from typing import Any
+
+from torch import nn
+
+from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.config import Train
+
+_STRENGTHS = ("memory_gate", "gate_weight", "gate_bias", "beta_proj", "decay_proj")
+"""Gates and write strengths: few numbers that must move far, which the base's rate does not let them."""
+
+
+def choose_trained(model: SenriForCausalLM, train: Train) -> None:
+    """Mark what is trained and freeze the rest.
+
+    Args:
+        model: a Senri model.
+        train: `memory`: the memories, their gates and output projections; `mixers`: all of the mixers that have a
+            memory; `all`: everything.
+    """
+    mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
+    # An orthogonal memory's basis is computed, never learnt.
+    fixed = {id(module.basis) for module in model.modules() if isinstance(getattr(module, "basis", None), nn.Parameter)}
+    for name, parameter in model.named_parameters():
+        in_mixer = next((name.removeprefix(mixer) for mixer in mixers if name.startswith(mixer)), None)
+        chosen = {
+            "memory": in_mixer is not None and in_mixer.startswith("memory"),
+            "mixers": in_mixer is not None,
+            "all": True,
+        }[train]
+        parameter.requires_grad_(chosen and id(parameter) not in fixed)
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that are trained."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, gate_learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return an optimiser's groups: matrices with weight decay, other parameters without, gates at their own rate.
+
+    A group without a parameter is left out.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "vectors": [], "gates": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if any(part in _STRENGTHS for part in name.split(".")):
+            groups["gates"].append(parameter)
+        else:
+            groups["matrices" if parameter.ndim > 1 else "vectors"].append(parameter)
+    rates = {"matrices": learning_rate, "vectors": learning_rate, "gates": gate_learning_rate}
+    return [
+        {"params": found, "lr": rates[kind], "weight_decay": weight_decay if kind == "matrices" else 0.0}
+        for kind, found in groups.items()
+        if found
+    ]

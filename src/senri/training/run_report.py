@@ -1,0 +1,134 @@
+"""A run as a page: loss curves of all stages, held-out perplexity, what each memory does, and the resolved settings."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from senri.evaluation.charts import PALETTE, bar_figure
+from senri.evaluation.outcome import Picture, Table
+from senri.evaluation.report import Report, write_report
+from senri.training.callbacks import read_metrics
+from senri.training.config import Recipe
+from senri.training.three_stage import BASE, METRICS_FILE, TrainingOutcome
+
+_SMOOTHING = 0.9
+_FAINT = 0.25
+
+
+def write_run_report(outcome: TrainingOutcome, recipe: Recipe, command: Sequence[str]) -> Path:
+    """Write `report.html`, `report.json` and the pictures of a run, and return the page's path.
+
+    Raises:
+        SenriError: a file cannot be written.
+    """
+    metrics = outcome.folder / METRICS_FILE
+    lines = read_metrics(metrics) if metrics.is_file() else []
+    pictures = []
+    if lines:
+        pictures.append(
+            Picture("loss", loss_figure(lines), "Loss of each stage against its steps: every step, and smoothed.")
+        )
+    if outcome.perplexities:
+        bars = bar_figure({"held-out perplexity": outcome.perplexities})
+        pictures.append(Picture("perplexity", bars, "Perplexity of held-out text, read as a stream."))
+    return write_report(
+        outcome.folder,
+        Report(
+            title=f"Senri: training {recipe.experiment.name}",
+            summary=_summary(outcome),
+            command=command,
+            settings=json.loads(json.dumps(dataclasses.asdict(recipe), default=str)),
+            results={
+                "stages": [dataclasses.asdict(stage) for stage in outcome.stages],
+                "perplexities": outcome.perplexities,
+                "memory": {what: {str(i): use for i, use in layers.items()} for what, layers in outcome.memory.items()},
+                "finished": outcome.finished,
+            },
+            tables=tables(outcome),
+            pictures=pictures,
+        ),
+    )
+
+
+def tables(outcome: TrainingOutcome) -> list[Table]:
+    """Return the tables of a run: perplexities, stages, and what each memory does."""
+    found = []
+    base = outcome.perplexities.get(BASE)
+    if outcome.perplexities:
+        rows = [
+            [what, f"{value:.4g}", "" if base is None else f"{value / base:.4f}"]
+            for what, value in outcome.perplexities.items()
+        ]
+        found.append(Table("Held-out perplexity", ["", "perplexity", "of the base's"], rows))
+    if outcome.stages:
+        rows = [
+            [
+                stage.name,
+                f"{stage.steps:,}",
+                f"{stage.tokens:,}",
+                f"{stage.parameters:,}",
+                f"{stage.loss:.4f}",
+                f"{stage.seconds / 60:.1f}",
+                f"{stage.tokens / max(stage.seconds, 1e-9):,.0f}",
+            ]
+            for stage in outcome.stages
+        ]
+        columns = ["stage", "steps", "tokens", "trained", "last loss", "minutes", "tokens/s"]
+        found.append(Table("Stages", columns, rows))
+    rows = [
+        [what, str(layer), *(f"{use[name]:.4g}" if name in use else "" for name in ("gate", "norm"))]
+        for what, layers in outcome.memory.items()
+        for layer, use in layers.items()
+    ]
+    if rows:
+        note = "gate: mean share of the memory in its layer's output; norm: root mean square of M after one document."
+        found.append(Table("Memories", ["", "layer", "gate", "norm"], rows, note))
+    return found
+
+
+def loss_figure(lines: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the loss of every stage, one panel each.
+
+    Args:
+        lines: of `metrics.jsonl`.
+    """
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    figure = Figure(figsize=(4.6 * len(stages), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(stages), squeeze=False)[0]
+    for index, (stage, panel) in enumerate(zip(stages, panels, strict=True)):
+        own = [line for line in lines if line["stage"] == stage]
+        steps, losses = [line["step"] for line in own], [line["loss"] for line in own]
+        colour = PALETTE[index % len(PALETTE)]
+        panel.plot(steps, losses, color=colour, alpha=_FAINT)
+        panel.plot(steps, _smoothed(losses), color=colour, linewidth=2)
+        panel.set(xlabel="step", ylabel="loss" if index == 0 else "")
+        panel.set_title(stage, loc="left", fontsize=11)
+        panel.grid(alpha=0.25)
+    return figure
+
+
+def _summary(outcome: TrainingOutcome) -> list[str]:
+    sentences = []
+    if not outcome.finished:
+        sentences.append("This run was stopped; the same command goes on.")
+    base = outcome.perplexities.get(BASE)
+    last = next(reversed(outcome.perplexities.items()), None)
+    if base is not None and last is not None and last[0] != BASE:
+        sentences.append(
+            f"Held-out perplexity {last[0]} is {last[1]:.4g}, {last[1] / base:.3f} of the base's {base:.4g}."
+        )
+    return sentences
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Return an exponential average, without the pull of its start."""
+    found, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * value
+        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        found.append(mean / weight)
+    return found

@@ -1,0 +1,78 @@
+"""What a recipe trains on and is measured by: its texts, cut into sequences, some of them with needles."""
+
+from typing import Any
+
+import datasets
+from torch import Tensor
+
+from senri.conversion.sources import default_cache_dir
+from senri.data.blocks import token_blocks
+from senri.data.corpus import Corpus, open_corpus
+from senri.data.packing import pack
+from senri.data.pairs import PairTemplates, read_training_sentences
+from senri.errors import SenriError, nearest
+from senri.evaluation.settings import default_settings
+from senri.training.config import Recipe
+from senri.training.held_out import document_tokens
+from senri.training.needle_blocks import NeedleMixing, with_needles
+from senri.training.rows import TrainingRows, whole_batches
+
+
+def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
+    """Return the training sequences of a recipe, and a digest of what they are.
+
+    Raises:
+        SenriError: a text or needle format that cannot be found or read, or too little text.
+    """
+    training, experiment = recipe.training, recipe.experiment
+    if (sentences := experiment.data.sentences) is not None:
+        templates = PairTemplates(sentences.first, sentences.second, sentences.forward, sentences.backward)
+        texts = [sentence.text for sentence in read_training_sentences(sentences.path, templates)]
+        packed = pack(texts, tokenizer, training.max_length, experiment.seed, sentences.separator)
+        blocks = datasets.Dataset.from_dict({"input_ids": packed.tolist()})
+        return TrainingRows(whole_batches(blocks, training.batch_size), answers=False), str(packed.sum())
+    corpus = _corpus(recipe, "train")
+    blocks = token_blocks(
+        corpus,
+        tokenizer,
+        training.max_length,
+        cache=experiment.data.cache or default_cache_dir() / "tokens",
+        tokens=experiment.data.tokens,
+        block_characters=experiment.data.block_characters,
+    )
+    blocks = with_needles(blocks, tokenizer, _needle_mixing(recipe), experiment.seed)
+    if training.answers_only:
+        blocks = blocks.filter(lambda start: start >= 0, input_columns="answer_start")
+    rows = TrainingRows(whole_batches(blocks, training.batch_size), answers=training.answers_only)
+    return rows, str(blocks._fingerprint)
+
+
+def _needle_mixing(recipe: Recipe) -> NeedleMixing:
+    needles, formats = recipe.experiment.needles, default_settings().needle.formats
+    if needles.format not in formats:
+        raise SenriError(f"experiment.needles.format is {needles.format!r}: {nearest(needles.format, formats)}")
+    return NeedleMixing(
+        ratio=needles.ratio,
+        format=formats[needles.format],
+        values=needles.values,
+        needles=needles.needles,
+        question_context=needles.question_context,
+    )
+
+
+def _corpus(recipe: Recipe, split: Any) -> Corpus:
+    data = recipe.experiment.data
+    own = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+    source = own or data.train
+    assert source is not None
+    separate = data.validation is not None and data.test is not None
+    shares = (0.0, 0.0) if separate or (own is not None and split != "train") else tuple(data.held_out)
+    return open_corpus(source, split, held_out=(shares[0], shares[1]), seed=recipe.experiment.seed, unwrap=data.unwrap)
+
+
+def held_out_documents(recipe: Recipe, tokenizer: Any) -> list[Tensor]:
+    """Return the beginnings of validation documents, `[1, seq]` each; none where a recipe names no text."""
+    data = recipe.experiment.data
+    if data.sentences is not None and data.validation is None:
+        return []
+    return document_tokens(_corpus(recipe, "validation"), tokenizer, recipe.experiment.evaluation)
