@@ -77,13 +77,21 @@ def test_a_csv_is_put_into_sentences_by_templates(tmp_path):
     assert read_training_sentences(path, TEMPLATES) == list(pairs.forward)
 
 
+def test_other_breaks_than_line_feeds_belong_to_a_half(folder, tmp_path):
+    file = folder / "d2p_prompts_test.jsonl"
+    file.write_text('{"prompt": "The only\u2028baker is", "completion": "Cid Fir"}\n', encoding="utf-8")
+    assert read_pairs(folder, TEMPLATES).forward[-1].text == "The only\u2028baker is Cid Fir"
+    path = csv(tmp_path, "person,trade\nAnn,first\u2028smith\n")
+    assert [one.text for one in read_pairs(path, TEMPLATES).forward] == ["Ann works as first\u2028smith."]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("person,job\nAnn,smith\n", "has no column 'trade': its columns are person, job"),
         ("", "its columns are none"),
         ("person,trade\n", "no pair below its header"),
-        ("person,trade\nAnn,smith\nBen\n", "line 3: a half of the pair is empty"),
+        ("person,trade\nAnn,smith\nBen\n", "line 3 of .*: a half of the pair is empty"),
     ],
 )
 def test_wrong_csv_files_are_named(tmp_path, text, said):
@@ -96,26 +104,27 @@ def test_wrong_folders_are_named(folder, tmp_path):
         read_pairs(tmp_path / "gone.csv", TEMPLATES)
     file = folder / "d2p_reverse_prompts_test.jsonl"
     rows(folder, file.name, ("Once Dan Elm was", " the cook."))
-    with pytest.raises(SenriError, match="line 1: no name of the people"):
+    with pytest.raises(SenriError, match="line 1 of .*: no name of the people"):
         read_pairs(folder, TEMPLATES)
-    for bad in (
-        "{",
-        '{"prompt": "a"}',
-        '["a"]',
-        '{"prompt": "a", "completion": " "}',
-        '{"prompt": 1, "completion": "b"}',
+    for bad, said in (
+        ("{", "line 1 of .* is not JSON"),
+        ('{"prompt": "a"}', "line 1 of .* has no text named 'completion'"),
+        ('["a"]', "line 1 of .* has no text named 'prompt'"),
+        ('{"prompt": "a", "completion": " "}', "line 1 of .*: a half of the pair is empty"),
+        ('{"prompt": "", "completion": "b"}', "line 1 of .*: a half of the pair is empty"),
+        ('{"prompt": 1, "completion": "b"}', "line 1 of .* has no text named 'prompt'"),
     ):
         file.write_text(bad)
-        with pytest.raises(SenriError, match="line 1 is not"):
+        with pytest.raises(SenriError, match=said):
             read_pairs(folder, TEMPLATES)
     file.write_text("")
-    with pytest.raises(SenriError, match="is empty"):
+    with pytest.raises(SenriError, match="is empty: name a folder with the files of github.com/lukasberglund"):
         read_pairs(folder, TEMPLATES)
     file.write_bytes(b"\xff")
-    with pytest.raises(SenriError, match="cannot be read as UTF-8"):
+    with pytest.raises(SenriError, match="is not UTF-8 text"):
         read_pairs(folder, TEMPLATES)
     file.unlink()
-    with pytest.raises(SenriError, match=r"d2p_reverse_prompts_test.jsonl' does not exist"):
+    with pytest.raises(SenriError, match=r"d2p_reverse_prompts_test.jsonl' cannot be read \(No such file"):
         read_pairs(folder, TEMPLATES)
 
 

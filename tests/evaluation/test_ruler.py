@@ -4,6 +4,7 @@ import json
 import random
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ for package in ("nltk", "wonderwords", "scipy"):
 
 from senri.evaluation.lm_harness import SenriLM  # noqa: E402
 from senri.evaluation.ruler import TASKS, RulerSettings, ruler_units, run_ruler  # noqa: E402
-from senri.evaluation.ruler_data import check_room  # noqa: E402
+from senri.evaluation.ruler_data import LocalData, check_room, generators  # noqa: E402
 
 LENGTH = 1400
 NEEDLES = [task for task in TASKS if task.startswith("niah")]
@@ -61,13 +62,34 @@ HOTPOT = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def no_network() -> Iterator[pytest.MonkeyPatch]:
     def refuse(*args: Any) -> None:
         raise AssertionError("a test wanted the network")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        yield patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared_needles(no_network: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Import lm-eval's needles once, with one in twenty of their words.
+
+    They are all pairs of an adjective and a noun, six million, and to list and sort these takes most of a test's time.
+    """
+    import wonderwords
+
+    words = wonderwords.RandomWord()
+    few = wonderwords.RandomWord(
+        **{name: words.filter(include_categories=[name])[::20] for name in ("adjectives", "nouns", "verbs")}
+    )
+    local = LocalData(write_data(tmp_path_factory.mktemp("needles")), ["niah_single_2"], 1, LENGTH)
+    with no_network.context() as patch:
+        patch.setattr(wonderwords, "RandomWord", lambda: few)
+        with generators("niah_single_2", 1, 0, local):
+            pass
 
 
 def words_tokenizer() -> PreTrainedTokenizerFast:
@@ -121,14 +143,17 @@ def model(tokenizer: PreTrainedTokenizerFast) -> SenriForCausalLM:
     return SenriForCausalLM(config).eval()
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
+def write_data(folder: Path) -> Path:
     (folder / "essays").mkdir(parents=True)
     (folder / "essays" / "roads.txt").write_text(ESSAY)
     (folder / "squad.json").write_text(json.dumps(SQUAD))
     (folder / "hotpotqa.json").write_text(json.dumps(HOTPOT))
     return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "data")
 
 
 def settings(data: Path | None, **changes: Any) -> RulerSettings:
@@ -145,7 +170,7 @@ def reader_of_needles(prompts: list[str]) -> Any:
             prompt = request.args[0]
             prompts.append(prompt)
             asked = prompt[prompt.rindex("The special magic") :]
-            needles = re.findall(r"magic \w+ for ([\w-]+) is: ([\w-]+)\.", prompt)
+            needles = re.findall(r"magic \w+ for (.+?) is: ([\w-]+)\.", prompt)
             answers.append(", ".join(value for key, value in needles if key in asked))
         return answers
 
@@ -180,17 +205,18 @@ def test_scores_are_those_of_lm_eval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prompts: list[str] = []
-    monkeypatch.setattr(SenriLM, "generate_until", reader_of_needles(prompts))
+    answer = reader_of_needles(prompts)
+    # Of a task's two samples the first is answered rightly, the second not at all.
+    monkeypatch.setattr(SenriLM, "generate_until", lambda *args, **_: [answer(*args)[0], "no idea"])
     wanted = settings(data, tasks=NEEDLES, lengths=[600, LENGTH])
     results = run_ruler(model, tokenizer, wanted, tokenizer_path=str(tokenizer_folder))
-    assert {cell["score"] for cells in results.values() for cell in cells.values()} == {1.0}
+    cells = [cell for by_length in results.values() for cell in by_length.values()]
+    assert [[output["score"] for output in cell["outputs"]] for cell in cells] == [[1.0, 0.0]] * (2 * len(NEEDLES))
+    assert {cell["score"] for cell in cells} == {0.5}
     assert len(prompts) == 2 * 2 * len(NEEDLES)
     # The essays of the folder are the haystack; lm-eval's step of 500 words leaves none at the smaller length.
     essays = [prompt for prompt in prompts if "The road to Aberdeen is 10 miles long!" in prompt]
     assert len(essays) == 2 * 5
-    monkeypatch.setattr(SenriLM, "generate_until", lambda self, requests, **_: ["no idea"] * len(requests))
-    results = run_ruler(model, tokenizer, wanted, tokenizer_path=str(tokenizer_folder))
-    assert {cell["score"] for cells in results.values() for cell in cells.values()} == {0.0}
 
 
 def test_half_of_the_needles_is_half_the_score(

@@ -102,10 +102,8 @@ def record_memory(model: Any) -> Iterator[MemoryTrace]:
     branches = writing_branches(model)
     with ExitStack() as stack:
         for index, writer in trace._writers.items():
-            # `MemoryBranch.run` calls its inputs as a module, but its memory's scan as a method, which no hook sees.
             stack.callback(branches[index].inputs.register_forward_hook(writer.expect).remove)
-            writer.memory.__dict__["_scan_state"] = writer.scan_state
-            stack.callback(writer.memory.__dict__.pop, "_scan_state")
+            stack.enter_context(writer.memory.watch(writer.see))
         for index, norms in trace._shares.items():
             mixer = model.model.layers[index].self_attn
             stack.callback(mixer.memory_o_proj.register_forward_hook(norms.see_memory).remove)
@@ -168,7 +166,6 @@ class _Writer:
     def __init__(self, layer: int, memory: Any) -> None:
         self.layer, self.memory = layer, memory
         self.pieces: list[Writes] = []
-        self._scan_state = memory._scan_state
         self._awaited = 0
 
     def expect(self, _: Any, args: tuple[Any, ...], output: tuple[Any, Any]) -> None:
@@ -182,15 +179,15 @@ class _Writer:
         else:
             self._awaited = seq
 
-    def scan_state(self, run: Run, state: LayerState, batch: int) -> Any:
-        """Record a run, and let the memory do it.
+    def see(self, run: Run, before: Running) -> None:
+        """Record a run.
 
         Layers that read this state scan the same tokens again; those are no longer awaited then.
         """
-        if self._awaited and run.keys is not None:
+        if self._awaited:
+            assert run.keys is not None
             self._awaited -= run.keys.shape[2]
-            self.pieces.append(_writes(self.memory, run, state, batch))
-        return self._scan_state(run, state, batch)
+            self.pieces.append(_writes(self.memory, run, before))
 
     def take(self) -> Writes:
         pieces, self.pieces = self.pieces, []
@@ -221,12 +218,12 @@ class _OutputNorms:
 
 
 @torch.no_grad()
-def _writes(memory: Any, run: Run, state: LayerState, batch: int) -> Writes:
+def _writes(memory: MatrixMemory, run: Run, before: Running) -> Writes:
     """Say what a run writes; its parts, which are state heads of their own there, are put together by head."""
     assert run.keys is not None and run.values is not None and run.strength is not None
     new = run.values
     if memory.config.rule != "linear":
-        new = new - _held(memory, run, memory._running(state, batch))
+        new = new - _held(memory, run, before)
     change = run.strength * run.keys.norm(dim=-1) * new.norm(dim=-1) * run.scale
     parts = (memory.num_key_value_heads, -1)
     # Shares of the parts add up to 1, so their strengths add up to beta, and what they fade by multiplies to the decay.
@@ -237,11 +234,11 @@ def _writes(memory: Any, run: Run, state: LayerState, batch: int) -> Writes:
     )
 
 
-def _held(memory: Any, run: Run, running: Running) -> Tensor:
+def _held(memory: MatrixMemory, run: Run, before: Running) -> Tensor:
     """Return what the state holds for each key when it is written, `[batch, heads, seq, value_dim]`."""
     # Reading with the keys as queries, before the own write is visible, gives it for all tokens at once.
-    before = replace(memory.config, order="retrieve_then_update")
-    held, _ = scan(replace(run, queries=run.keys), running, before)
+    config = replace(memory.config, order="retrieve_then_update")
+    held, _ = scan(replace(run, queries=run.keys), before, config)
     assert held is not None
     if memory.config.normaliser == "denominator":
         # Decay has worn numerator and denominator alike.

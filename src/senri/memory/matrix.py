@@ -15,9 +15,10 @@ from senri.memory.parts import gather_reads, in_turn, spread, spread_queries
 from senri.memory.reading import join_state, split_state
 from senri.memory.scan import Run, scan, segment_of_tokens
 from senri.memory.segment_scan import Running, make_grid
+from senri.memory.watching import WatchedWrites
 
 
-class MatrixMemory(CalibratedMemory):
+class MatrixMemory(WatchedWrites, CalibratedMemory):
     """Matrices M of outer products phi(k) v^T and the sums z of the features written, with all knobs of `MemoryConfig`.
 
     State tensors (float32; counts int64), fixed in size. `room` is `[num_key_value_heads]`, or with `parts`
@@ -143,6 +144,8 @@ class MatrixMemory(CalibratedMemory):
                 keys, values, strength = keys.detach(), values.detach(), strength.detach()
                 fading = None if fading is None else fading.detach()
             run = self._in_segments(Run(queries, keys, values, strength, fading), state, mask, at_once)
+            if self._watcher is not None:
+                self._watcher(run, self._running(state, batch))
             joined, new = self._scan_state(run, state, batch)
             new |= self._counted(state, mask, seq, at_once)
             out = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from senri.evaluation.needle.settings import Kind, NeedleSettings, Values
+from senri.evaluation.needle.settings import Kind, NeedleFormat, NeedleSettings, Values
 
 _NAMES = {"numbers": "number", "words": "word", "uuids": "UUID", "codes": "key"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -67,8 +67,31 @@ def make_sample(settings: NeedleSettings, kind: Kind, length: int, index: int) -
     questions = tuple(_question(settings, kind, depth, rng, new_key, new_value) for depth in settings.depths)
     left_out = tuple(_question(settings, kind, depth, rng, new_key, new_value) for depth in settings.depths)
     count = settings.distractors if kind == "multi_key" else 0
-    distractors = tuple(Needle(_sentence(settings, new_key(), new_value()), rng.random()) for _ in range(count))
+    distractors = tuple(
+        Needle(_sentence(settings.chosen, settings.values, new_key(), new_value()), rng.random()) for _ in range(count)
+    )
     return Sample(questions, distractors, left_out)
+
+
+def make_single_questions(
+    wording: NeedleFormat, values: Values, count: int, rng: random.Random
+) -> tuple[Question, ...]:
+    """Make needles at random depths that fit into one text, each with the question that asks for it alone.
+
+    Args:
+        wording: of needle and question; needs a {key} where `count` is above 1.
+        values: what is hidden.
+        count: how many.
+        rng: decides all of it.
+    """
+    new_key, new_value = _unused(rng, _key), _unused(rng, _makers()[values])
+    questions = []
+    for _ in range(count):
+        key, value, depth = new_key(), new_value(), rng.random()
+        needle = Needle(_sentence(wording, values, key, value), depth)
+        text = wording.question.format(kind=_NAMES[values], key=key)
+        questions.append(Question(depth, text, (value,), (needle,)))
+    return tuple(questions)
 
 
 def _question(
@@ -85,7 +108,8 @@ def _question(
     # The first needle lies at the depth of the grid, the others of the same question anywhere.
     depths = [depth, *(rng.random() for _ in facts[1:])]
     needles = tuple(
-        Needle(_sentence(settings, key, value), place) for (key, value), place in zip(facts, depths, strict=True)
+        Needle(_sentence(settings.chosen, settings.values, key, value), place)
+        for (key, value), place in zip(facts, depths, strict=True)
     )
     name = _NAMES[settings.values]
     if len(facts) == 1:
@@ -95,8 +119,8 @@ def _question(
     return Question(depth, text, tuple(value for _, value in facts), needles)
 
 
-def _sentence(settings: NeedleSettings, key: str, value: str) -> str:
-    return settings.chosen.needle.format(kind=_NAMES[settings.values], key=key, value=value)
+def _sentence(wording: NeedleFormat, values: Values, key: str, value: str) -> str:
+    return wording.needle.format(kind=_NAMES[values], key=key, value=value)
 
 
 def _listed(keys: list[str]) -> str:

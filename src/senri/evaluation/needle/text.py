@@ -1,7 +1,7 @@
 """The text of a needle test as a stream of tokens: a haystack of noise or of books, with needles hidden in it."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, cycle, islice
 from typing import Any
 
@@ -14,6 +14,24 @@ NOISE = "noise"
 _ENDS = (".", "!", "?", "\n", '."', '!"', '?"', ".\N{RIGHT DOUBLE QUOTATION MARK}")
 # A needle waits at most this many tokens for the end of a sentence; in a text without sentences it is put in anyway.
 _PATIENCE = 200
+
+
+class SentenceEnds:
+    """Tells whether a token is the last of a sentence or a line.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, bool] = {}
+
+    def __call__(self, token: int) -> bool:
+        """Return whether it is."""
+        if token not in self._known:
+            self._known[token] = self._tokenizer.decode([token]).rstrip(" ").endswith(_ENDS)
+        return self._known[token]
 
 
 class Haystack:
@@ -31,7 +49,7 @@ class Haystack:
         self._settings, self._tokenizer = settings, tokenizer
         self._document: Document | None = None
         self._noise: list[int] = []
-        self._ends_sentence: dict[int, bool] = {}
+        self._ends_sentence = SentenceEnds(tokenizer)
         if settings.haystack == NOISE:
             self._noise = self.encode(f" {settings.noise.strip()}")
             if not self._noise:
@@ -69,9 +87,7 @@ class Haystack:
 
     def ends_sentence(self, token: int) -> bool:
         """Whether a token is the last of a sentence or a line."""
-        if token not in self._ends_sentence:
-            self._ends_sentence[token] = self._tokenizer.decode([token]).rstrip(" ").endswith(_ENDS)
-        return self._ends_sentence[token]
+        return self._ends_sentence(token)
 
     @staticmethod
     def _around(stream: TokenStream) -> Iterator[int]:
@@ -101,16 +117,26 @@ def hide(haystack: Haystack, name: str, needles: Sequence[Needle], length: int, 
             f"a text of {length} tokens is too short for its needles, which have {length - room}: make lengths longer "
             f"or depths fewer."
         )
-    return islice(_hidden(haystack, name, hidden, room), start, None)
-
-
-def _hidden(haystack: Haystack, name: str, hidden: list[tuple[float, list[int]]], room: int) -> Iterator[int]:
     waiting = [(round(depth * room), ids) for depth, ids in hidden]
+    return islice(insert(islice(haystack.tokens(name), room), waiting, haystack.ends_sentence), start, None)
+
+
+def insert(
+    tokens: Iterable[int], needles: Sequence[tuple[int, list[int]]], ends_sentence: Callable[[int], bool]
+) -> Iterator[int]:
+    """Yield tokens with needles among them, each after the first end of a sentence from its place on.
+
+    Args:
+        tokens: the text.
+        needles: the place of each, counted in tokens of the text alone, and its tokens; sorted by place.
+        ends_sentence: tells which tokens end one.
+    """
+    waiting = list(needles)
     at_border = True
-    for position, token in enumerate(islice(haystack.tokens(name), room)):
+    for position, token in enumerate(tokens):
         while waiting and position >= waiting[0][0] and (at_border or position >= waiting[0][0] + _PATIENCE):
             yield from waiting.pop(0)[1]
         yield token
-        at_border = haystack.ends_sentence(token)
+        at_border = ends_sentence(token)
     for _, ids in waiting:
         yield from ids
