@@ -1,8 +1,64 @@
-"""A byte-level tokenizer: a token for every byte, and one for the end of a text."""
+"""A byte-level tokenizer, a tiny base in a folder, Senri models of every way to combine, and a folder of text."""
+
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
+import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from senri.models import SenriConfig, SenriForCausalLM
+
+SIZES = {
+    "vocab_size": 257,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "eos_token_id": 256,
+    "tie_word_embeddings": True,
+}
+MEMORIES: dict[str, dict[str, Any]] = {
+    "gate": {
+        "sliding_window": 8,
+        "default_layer_type": "sliding_attention",
+        "attention_sink": True,
+        "memory": {"combine": "gate", "segment_length": 4, "gate_init": 0.0},
+    },
+    "add": {
+        "sliding_window": 8,
+        "default_layer_type": "sliding_attention",
+        "memory": {
+            "combine": "add",
+            "rule": "delta",
+            "feature_map": "l2",
+            "normaliser": "rmsnorm",
+            "granularity": "token",
+            "projections": "own",
+            "token_shift": True,
+            "short_convolution": 3,
+            "learned_write_strength": True,
+            "write_strength": 0.4,
+        },
+    },
+    "alone": {
+        "memory": {
+            "combine": "alone",
+            "segment_length": 4,
+            "order": "update_then_retrieve",
+            "projections": "own",
+            "num_heads": 1,
+            "num_key_value_heads": 1,
+            "key_dim": 32,
+            "value_dim": 32,
+        },
+    },
+}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -13,6 +69,74 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
+def tiny_model(combine: str, layers: tuple[int, ...] = (2, 3), **changes: Any) -> SenriForCausalLM:
+    """Return a Senri model in float64, so that two ways to compute the same can be compared tightly."""
+    torch.manual_seed(0)
+    settings = MEMORIES[combine]
+    memory = settings["memory"] | changes
+    config = SenriConfig(**SIZES, memory_layers=list(layers), **(settings | {"memory": memory}))
+    model = SenriForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "memory_o_proj" in name:  # a branch that adds nothing would hide mistakes
+            torch.nn.init.normal_(parameter, std=0.2)
+    return torch.nn.Module.to(model, torch.float64)
+
+
 @pytest.fixture(scope="session")
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
     return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory, bytes_tokenizer: PreTrainedTokenizerFast) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=512)).save_pretrained(folder)
+    bytes_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for name in sorted(topics)[:8]:
+        (folder / f"{name}.txt").write_text(topics[name][:1500], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, base_folder: Path, text_folder: Path) -> Path:
+    return write_recipe(tmp_path, base_folder, text_folder)
+
+
+def write_recipe(folder: Path, base_folder: Path, text_folder: Path) -> Path:
+    """Return a recipe of three short stages; the run's folder is `runs/recipe` in `folder`."""
+    stage = {"max_steps": 4, "learning_rate": 1e-3}
+    recipe = {
+        "model": {"preset": str(preset_file(folder, "gate")), "base_model_name": str(base_folder)},
+        "training": {
+            "batch_size": 2,
+            "max_length": 32,
+            "segment_tokens": 16,
+            "precision": "float32",
+            "stages": {name: stage for name in ("distill", "memory", "full")},
+        },
+        "experiment": {
+            "out": str(folder / "runs"),
+            "device": "cpu",
+            "report_to": [],
+            "save_every": 2,
+            "data": {"train": str(text_folder), "cache": str(folder / "tokens"), "held_out": [0.2, 0.0]},
+            "needles": {"ratio": 0.0},
+            "evaluation": {"documents": 1, "tokens": 64, "chunk_size": 16},
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def preset_file(folder: Path, combine: str) -> Path:
+    path = folder / f"{combine}.yaml"
+    path.write_text(yaml.safe_dump({"base": "", "memory_layers": [2], **MEMORIES[combine]}), encoding="utf-8")
+    return path

@@ -6,7 +6,7 @@ from senri.cli.interruption import Stopped
 def train(*overrides: str, config: str) -> None:
     """Train a model by a recipe; the same command goes on where it stopped.
 
-    Ctrl-C finishes the step at hand and keeps a checkpoint. `accelerate launch -m senri.cli train ...` shares the work
+    Ctrl-C finishes the step at hand and keeps a checkpoint. `accelerate launch -m senri train ...` shares the work
     among processes.
 
     Args:

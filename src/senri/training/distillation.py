@@ -33,9 +33,7 @@ class Distillation(Objective):
         super().__init__(model)
         self.layers = sorted(model.model.memory_branches())
         if not self.layers:
-            raise SenriError(
-                "the model has no memory, so there is nothing to distil: set stages.distill.enabled=false."
-            )
+            raise SenriError("the model has no memory to distil into: set training.stages.distill.enabled=false.")
         self._base = [_BaseLayers(base, self.layers)]  # in a list: it is neither trained nor saved
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:

@@ -94,7 +94,8 @@ class FrozenBase:
         if not self._is_there[row]:
             ids = self._rows[row].unsqueeze(0).to(self._model.device)
             states = lower_states(self._model, ids, self.start_layer, self._segment_tokens)
-            self._states[row] = states[0].float().cpu().numpy()
+            with np.errstate(over="ignore"):  # said in words below
+                self._states[row] = states[0].float().cpu().numpy()
             if not np.isfinite(self._states[row]).all():
                 raise SenriError("hidden states are too large for float16: set training.frozen_base_dtype=float32.")
             self._is_there[row] = 1

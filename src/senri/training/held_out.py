@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from senri.data.corpus import Corpus
+from senri.data.tokens import blocks
 from senri.evaluation.perplexity import Perplexity, streaming_perplexity
 from senri.evaluation.reader import open_reader
 from senri.models import SenriForCausalLM, Session
@@ -42,13 +44,13 @@ def held_out_perplexity(
     return whole
 
 
-def document_tokens(corpus: Any, tokenizer: Any, config: HeldOutConfig) -> list[Tensor]:
+def document_tokens(corpus: Corpus, tokenizer: Any, config: HeldOutConfig, block_characters: int) -> list[Tensor]:
     """Return the first tokens of the first documents of a corpus, each `[1, seq]`."""
     found: list[Tensor] = []
     for _, pieces in corpus.texts():
         ids: list[int] = []
-        for piece in pieces:
-            ids += tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        for block in blocks(pieces, block_characters):
+            ids += tokenizer(block, add_special_tokens=False, verbose=False)["input_ids"]
             if len(ids) >= config.tokens:
                 break
         if len(ids) > 1:

@@ -10,6 +10,7 @@ from senri.conversion import convert, load_base, resolve_base
 from senri.conversion.output import write_folder
 from senri.errors import SenriError
 from senri.evaluation.processes import process_state
+from senri.models.configuration_senri import SenriConfig
 from senri.models.hand_built import create_model
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Gradient, ModelConfig
@@ -47,22 +48,20 @@ def prepare_start(manager: ConfigManager, folder: Path) -> None:
     process.wait_for_everyone()
 
 
-def load_start(folder: Path, gradient: Gradient | None) -> tuple[SenriForCausalLM, Any]:
-    """Load the model that training starts from, and its tokenizer.
+def load_start(folder: Path, gradient: Gradient | None) -> SenriForCausalLM:
+    """Load the model that training starts from.
 
     Args:
         folder: of `prepare_start`.
         gradient: through time, where the recipe wants another than the model's memory says.
     """
-    model = SenriForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = SenriConfig.from_pretrained(folder)
     if gradient is not None:
-        for branch in model.model.memory_branches().values():
-            for part in (branch, getattr(branch, "memory", None), getattr(branch, "inputs", None)):
-                if part is not None and hasattr(part, "config"):
-                    part.config.gradient = gradient
-        model.config.memory = {**(model.config.memory or {}), "gradient": gradient}
-    return model, tokenizer
+        config.memory = {**(config.memory or {}), "gradient": gradient}
+        own = config.layer_memories or {}
+        config.layer_memories = {layer: {**memory, "gradient": gradient} for layer, memory in own.items()}
+    model: SenriForCausalLM = SenriForCausalLM.from_pretrained(folder, config=config)
+    return model
 
 
 def load_teacher(manager: ConfigManager) -> Any:

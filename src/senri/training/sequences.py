@@ -3,14 +3,16 @@
 from typing import Any
 
 import datasets
+import numpy as np
 from torch import Tensor
 
 from senri.conversion.sources import default_cache_dir
 from senri.data.blocks import token_blocks
-from senri.data.corpus import Corpus, open_corpus
+from senri.data.corpus import Corpus, Split, open_corpus
 from senri.data.packing import pack
 from senri.data.pairs import PairTemplates, read_training_sentences
 from senri.errors import SenriError, nearest
+from senri.evaluation.processes import process_state
 from senri.evaluation.settings import default_settings
 from senri.training.config import Recipe
 from senri.training.held_out import document_tokens
@@ -31,18 +33,18 @@ def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
         packed = pack(texts, tokenizer, training.max_length, experiment.seed, sentences.separator)
         blocks = datasets.Dataset.from_dict({"input_ids": packed.tolist()})
         return TrainingRows(whole_batches(blocks, training.batch_size), answers=False), str(packed.sum())
-    corpus = _corpus(recipe, "train")
-    blocks = token_blocks(
-        corpus,
-        tokenizer,
-        training.max_length,
-        cache=experiment.data.cache or default_cache_dir() / "tokens",
-        tokens=experiment.data.tokens,
-        block_characters=experiment.data.block_characters,
-    )
-    blocks = with_needles(blocks, tokenizer, _needle_mixing(recipe), experiment.seed)
+    with process_state().main_process_first():  # the others find its cache
+        blocks = token_blocks(
+            corpus_of(recipe, "train"),
+            tokenizer,
+            training.max_length,
+            cache=experiment.data.cache or default_cache_dir() / "tokens",
+            tokens=experiment.data.tokens,
+            block_characters=experiment.data.block_characters,
+        )
+        blocks = with_needles(blocks, tokenizer, _needle_mixing(recipe), experiment.seed)
     if training.answers_only:
-        blocks = blocks.filter(lambda start: start >= 0, input_columns="answer_start")
+        blocks = blocks.select(np.flatnonzero(np.asarray(blocks["answer_start"]) >= 0))
     rows = TrainingRows(whole_batches(blocks, training.batch_size), answers=training.answers_only)
     return rows, str(blocks._fingerprint)
 
@@ -60,7 +62,12 @@ def _needle_mixing(recipe: Recipe) -> NeedleMixing:
     )
 
 
-def _corpus(recipe: Recipe, split: Any) -> Corpus:
+def corpus_of(recipe: Recipe, split: Split) -> Corpus:
+    """Return the documents of one split of a recipe's text.
+
+    Raises:
+        SenriError: they cannot be found or read.
+    """
     data = recipe.experiment.data
     own = {"train": data.train, "validation": data.validation, "test": data.test}[split]
     source = own or data.train
@@ -75,4 +82,6 @@ def held_out_documents(recipe: Recipe, tokenizer: Any) -> list[Tensor]:
     data = recipe.experiment.data
     if data.sentences is not None and data.validation is None:
         return []
-    return document_tokens(_corpus(recipe, "validation"), tokenizer, recipe.experiment.evaluation)
+    return document_tokens(
+        corpus_of(recipe, "validation"), tokenizer, recipe.experiment.evaluation, data.block_characters
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from transformers import TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -25,7 +26,7 @@ from senri.training.language_modelling import LanguageModelling
 from senri.training.objective import Objective
 from senri.training.parameters import choose_trained
 from senri.training.rows import TrainingRows
-from senri.training.trainer import TRAINED_FILE, SenriTrainer, load_trained, save_trained
+from senri.training.trainer import TRAINED_FILE, SenriTrainer, load_trained, trained_tensors
 
 RESULT_FILE = "stage.json"
 
@@ -141,10 +142,9 @@ class Stage:
         process = process_state()
         if process.is_main_process:
             write_bytes(self.folder / "seconds", str(seconds).encode())
+        tensors = trained_tensors(trainer.model) if finished else {}
         if finished and process.is_main_process:
-            temporary = self.folder / f".{TRAINED_FILE}.{os.getpid()}"
-            save_trained(_Holder(trainer.accelerator.unwrap_model(trainer.model).model), temporary)
-            os.replace(temporary, self.folder / TRAINED_FILE)
+            write_bytes(self.folder / TRAINED_FILE, safetensors.torch.save(tensors))
             write_bytes(self.folder / RESULT_FILE, json.dumps(dataclasses.asdict(result), indent=2).encode())
         process.wait_for_everyone()
         return result

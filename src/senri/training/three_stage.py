@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from senri.conversion.output import write_folder
 from senri.errors import SenriError
@@ -90,36 +91,47 @@ class ThreeStageTrainer:
             training.check_window(config.sliding_window if config.memory_layers else None)
         self._say("preparing the model ...")
         prepare_start(self.manager, self.folder / START)
-        model, tokenizer = load_start(self.folder / START, training.gradient)
+        model = self._model_after([])
+        tokenizer = AutoTokenizer.from_pretrained(self.folder / START)
         check_stages(self.recipe, bool(model.model.memory_branches()))
-        if self.recipe.experiment.device != "cpu" and torch.accelerator.is_available():
-            model.to(process_state().device)
         self._say("preparing the text ...")
         rows, identity = training_rows(self.recipe, tokenizer)
         documents = held_out_documents(self.recipe, tokenizer)
         teacher = self._teacher(model)
         measures = Measures(self.folder / MEASURES_FILE, documents, self.recipe.experiment.evaluation.chunk_size)
         self._measure_start(measures, model, teacher)
+        finished: list[Stage] = []
         for name in STAGES:
             if not getattr(training.stages, name).enabled:
                 continue
             stage = Stage(name, self.recipe, self.folder / "stages" / name, self._metrics, self.folder / TRACKING)
-            if stage.is_finished:
-                stage.load(model)
-                result = stage.result
-                assert result is not None
-            else:
+            if not stage.is_finished:
                 self._say(f"stage {name}: {len(rows):,} sequences of {training.max_length:,} tokens ...")
                 result = stage.run(model, rows, identity, teacher if self._follows_base(name) else None)
-            outcome.stages.append(result)
-            if not result.finished:
-                outcome.perplexities, outcome.memory = measures.perplexities, measures.memory
-                return outcome
+                if not result.finished:
+                    outcome.stages.append(result)
+                    outcome.perplexities, outcome.memory = measures.perplexities, measures.memory
+                    return outcome
+            finished.append(stage)
+            kept = stage.result
+            assert kept is not None
+            outcome.stages.append(kept)
+            # From the files, as a run that goes on would: the trainer may have wrapped or spread the model.
+            model = self._model_after(finished)
             measures.take(f"after {name}", model)
-            self._say(f"stage {name}: loss {result.loss:.4f} after {result.steps:,} steps")
+            self._say(f"stage {name}: loss {kept.loss:.4f} after {kept.steps:,} steps")
         self._write_model(model, tokenizer)
         outcome.perplexities, outcome.memory, outcome.finished = measures.perplexities, measures.memory, True
         return outcome
+
+    def _model_after(self, stages: Sequence[Stage]) -> SenriForCausalLM:
+        """Load the model as finished stages left it."""
+        model = load_start(self.folder / START, self.recipe.training.gradient)
+        for stage in stages:
+            stage.load(model)
+        if self.recipe.experiment.device != "cpu" and torch.accelerator.is_available():
+            torch.nn.Module.to(model, process_state().device)
+        return model
 
     @property
     def _metrics(self) -> Path:

@@ -154,27 +154,26 @@ class SenriTrainer(Trainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_trained(self.model, folder / TRAINED_FILE, state_dict)
+        safetensors.torch.save_file(trained_tensors(self.model, state_dict), folder / TRAINED_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained(self.model if model is None else model, Path(resume_from_checkpoint) / TRAINED_FILE)
 
 
-def save_trained(objective: nn.Module, path: Path, state_dict: dict[str, Any] | None = None) -> None:
-    """Write the trained parameters of an objective's model.
+def trained_tensors(objective: nn.Module, state_dict: dict[str, Any] | None = None) -> dict[str, Tensor]:
+    """Return the trained parameters of an objective's model by their names there, on the CPU.
 
     Args:
-        objective: what was trained.
-        path: the file.
-        state_dict: its whole state where the parameters are spread over processes.
+        objective: what was trained; where its parameters are spread over processes, all of these must call this.
+        state_dict: its whole state, where it has been gathered already.
     """
-    trained = {
-        _bare(name): (parameter if state_dict is None else state_dict[_bare(name, model_too=False)])
-        for name, parameter in objective.named_parameters()
-        if parameter.requires_grad
-    }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.items()}
-    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    found: dict[str, Tensor] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            tensor: Any = parameter if state_dict is None else state_dict[_bare(name, model_too=False)]
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            found[_bare(name)] = whole.detach().cpu().contiguous()
+    return found
 
 
 def load_trained(objective: nn.Module, path: Path) -> None:
