@@ -229,12 +229,10 @@ class HeldOutConfig:
 
     documents: int
     tokens: int
-    window: int
-    stride: int
     chunk_size: int
 
     def __post_init__(self) -> None:
-        _check_least("experiment.evaluation.", self, ("documents", "window", "stride", "chunk_size"), 1)
+        _check_least("experiment.evaluation.", self, ("documents", "chunk_size"), 1)
         _check_least("experiment.evaluation.", self, ("tokens",), 2)
 
 

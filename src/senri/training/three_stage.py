@@ -191,10 +191,11 @@ class ThreeStageTrainer:
 
 def _difference(before: Recipe, now: Recipe) -> str | None:
     """Return the first setting that decides results and differs, or None."""
-    free = {"experiment.report_to", "experiment.log_every", "experiment.save_every", "experiment.keep_checkpoints"}
+    places = {"experiment.out", "experiment.data.cache"}
+    habits = {f"experiment.{name}" for name in ("report_to", "log_every", "save_every", "keep_checkpoints")}
     mine, theirs = _flat(dataclasses.asdict(now)), _flat(dataclasses.asdict(before))
     for key in sorted(mine.keys() | theirs.keys()):
-        if key not in free and mine.get(key) != theirs.get(key):
+        if key not in places | habits and mine.get(key) != theirs.get(key):
             return f"{key} {theirs.get(key)!r}, not {mine.get(key)!r}"
     return None
 
