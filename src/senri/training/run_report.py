@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from senri.evaluation.charts import PALETTE, bar_figure
 from senri.evaluation.outcome import Picture, Table
@@ -107,6 +108,7 @@ def loss_figure(lines: Sequence[dict[str, Any]]) -> Figure:
         panel.plot(steps, _smoothed(losses), color=colour, linewidth=2)
         panel.set(xlabel="step", ylabel="loss" if index == 0 else "")
         panel.set_title(stage, loc="left", fontsize=11)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
         panel.grid(alpha=0.25)
     return figure
 
