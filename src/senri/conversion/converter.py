@@ -20,6 +20,7 @@ from senri.conversion.preset import Preset, load_preset
 from senri.conversion.sources import resolve_base
 from senri.conversion.starts import fits_base, own_projection_starts
 from senri.conversion.table import ConversionTable, make_table
+from senri.conversion.trained import find_trained, load_trained
 from senri.conversion.weights import convert_weights, map_name
 from senri.errors import SenriError, nearest
 from senri.models.configuration_senri import SenriConfig
@@ -82,6 +83,7 @@ def convert(
     settings = calibration or load_settings(CalibrationSettings, "calibration")
     if out is not None:
         check_target(Path(out))
+    trained = find_trained(chosen.trained) if chosen.trained is not None else None
     resolved = resolve_base(chosen.base, cache_dir)
     source, tokenizer = load_base(resolved, torch.float32, cache_dir)
     base_weights = source.state_dict()
@@ -92,14 +94,16 @@ def convert(
     report = None
     if needs_calibration(config, settings):
         report = calibrate(model, weights, tokenizer, settings, calibration_text)
+    learnt = load_trained(model, trained) if trained is not None else []
     model.generation_config = source.generation_config
     torch.nn.Module.to(model, dtype=DTYPES[dtype])  # PreTrainedModel.to has no usable types
     model.train(False)
 
     to_base = {new: old for old in base_weights for new in map_name(old, source.config.model_type)}
     origins = {name: to_base[start_origins.get(name, name)] for name in {*weights, *start_origins}}
-    present = {name: origins[name] for name, _ in model.named_parameters() if name in origins}
-    table = make_table(model, _unused_or_placed(base_weights, source), present, _how_created(config, report))
+    present = {name: origins[name] for name, _ in model.named_parameters() if name in origins and name not in learnt}
+    how = {**dict.fromkeys(learnt, f"trained: {chosen.trained}"), **_how_created(config, report)}
+    table = make_table(model, _unused_or_placed(base_weights, source), present, how)
     record = {
         "senri_version": __version__,
         "base": {"name": resolved.name, "origin": resolved.origin, "architecture": source.config.model_type},

@@ -21,6 +21,8 @@ class Preset:
         default_layer_type: attention of the layers without a memory.
         attention_sink: keep a stand-in for the first token in every sliding layer, measured on the base.
         memory: what the memory is made of.
+        trained: parameters that training has left: a name in `senri.conversion.trained.shipped_memories`, or a
+            .safetensors file; None for a memory that is calibrated only.
 
     Raises:
         SenriError: a window, a layer or a combination that cannot be; the sentence names it. Layers beyond the base's
@@ -33,6 +35,7 @@ class Preset:
     default_layer_type: Literal["full_attention", "sliding_attention"] = "full_attention"
     attention_sink: bool = False
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    trained: str | None = None
 
     def __post_init__(self) -> None:
         if self.sliding_window is not None and self.sliding_window < 1:

@@ -107,12 +107,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [line for line in found if isinstance(line, dict) and "stage" in line]
 
 
+_SHOWN_ELSEWHERE = ("loss", "grad_norm", "learning_rate", "epoch")
+
+
 class StepBar(TrainerCallback):
     """A bar with the loss, tokens a second, and the time left.
 
     Args:
         stage: what the bar says.
-        tokens_per_step: of all processes.
+        tokens_per_step: of all processes; 0 where they differ.
     """
 
     def __init__(self, stage: str, tokens_per_step: int) -> None:
@@ -146,7 +149,11 @@ class StepBar(TrainerCallback):
         if self._bar is not None and logs and "loss" in logs:
             steps = state.global_step - self._first
             rate = steps * self.tokens_per_step / max(time.monotonic() - self._begin, 1e-9)
-            self._bar.set_postfix_str(f"loss {logs['loss']:.4f}, {rate:,.0f} tokens/s")
+            figures = {name: value for name, value in logs.items() if name not in _SHOWN_ELSEWHERE}
+            shown = [f"loss {logs['loss']:.4f}", *(f"{name} {value:.4g}" for name, value in figures.items())]
+            if self.tokens_per_step:
+                shown.append(f"{rate:,.0f} tokens/s")
+            self._bar.set_postfix_str(", ".join(shown))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

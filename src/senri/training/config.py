@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from senri.errors import SenriError, nearest
 from senri.models.hand_built import MODELS
+from senri.training.recall.config import RecallConfig
 
 Train = Literal["memory", "mixers", "all"]
-Loss = Literal["distillation", "language_model"]
+Loss = Literal["distillation", "language_model", "recall"]
 Gradient = Literal["full", "segment", "none"]
 StageName = Literal["distill", "memory", "full"]
 STAGES: tuple[StageName, ...] = ("distill", "memory", "full")
@@ -73,6 +74,8 @@ class StageConfig:
             _check_least("", self, ("max_steps",), 1)
         if not 0 <= self.kl_weight <= 1:
             raise SenriError(f"kl_weight is {self.kl_weight}, but it must be from 0 to 1.")
+        if self.loss == "recall" and (self.max_steps is None or self.train != "memory"):
+            raise SenriError("the loss recall makes samples without end for a memory: set max_steps, and train memory.")
         if self.loss == "distillation" and (self.kl_weight or self.train == "all"):
             raise SenriError("the loss distillation trains mixers towards the base's: set kl_weight 0, train mixers.")
 
@@ -84,6 +87,12 @@ class StagesConfig:
     distill: StageConfig
     memory: StageConfig
     full: StageConfig
+
+    @property
+    def enabled(self) -> dict[StageName, StageConfig]:
+        """The stages that are run, in their order."""
+        stages: dict[StageName, StageConfig] = {name: getattr(self, name) for name in STAGES}
+        return {name: stage for name, stage in stages.items() if stage.enabled}
 
 
 @dataclass
@@ -112,6 +121,7 @@ class TrainingConfig:
     smallest_rate: float
     precision: Literal["auto", "float32", "bfloat16"]
     stages: StagesConfig
+    recall: RecallConfig | None
 
     def __post_init__(self) -> None:
         _check_least("training.", self, ("batch_size", "micro_batch_size", "segment_tokens"), 1)
@@ -129,6 +139,8 @@ class TrainingConfig:
         for length in self.curriculum:
             if not 2 <= length <= self.max_length:
                 raise SenriError(f"training.curriculum has {length}, but lengths are from 2 to {self.max_length}.")
+        if self.recall is None and any(stage.loss == "recall" for stage in self.stages.enabled.values()):
+            raise SenriError("a stage has the loss recall, but training.recall says nothing: give its settings.")
         if self.curriculum and self.answers_only:
             raise SenriError("training.curriculum cuts the answers off that answers_only trains: choose one.")
 

@@ -91,6 +91,9 @@ class FrozenBase:
         Raises:
             SenriError: numbers too large for float16.
         """
+        return torch.from_numpy(self._row(row).astype(np.float32))
+
+    def _row(self, row: int) -> Any:
         if not self._is_there[row]:
             ids = self._rows[row].unsqueeze(0).to(self._model.device)
             states = lower_states(self._model, ids, self.start_layer, self._segment_tokens)
@@ -99,7 +102,18 @@ class FrozenBase:
             if not np.isfinite(self._states[row]).all():
                 raise SenriError("hidden states are too large for float16: set training.frozen_base_dtype=float32.")
             self._is_there[row] = 1
-        return torch.from_numpy(self._states[row].astype(np.float32))
+        return self._states[row]
+
+    def stretch(self, start: int, count: int) -> Tensor:
+        """Return what enters `start_layer` in a stretch of all rows one after the other, `[count, hidden]`, float32."""
+        length = self._states.shape[1]
+        pieces = []
+        while count > 0:
+            row, column = divmod(start, length)
+            piece = self._row(row)[column : column + count]
+            pieces.append(torch.from_numpy(piece.astype(np.float32)))
+            start, count = start + len(piece), count - len(piece)
+        return torch.cat(pieces) if pieces else torch.zeros(0, self._states.shape[2])
 
 
 def _memory_map(path: Path, shape: tuple[int, ...], dtype: str, is_kept: bool) -> Any:

@@ -43,6 +43,9 @@ def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
             block_characters=experiment.data.block_characters,
         )
         blocks = with_needles(blocks, tokenizer, _needle_mixing(recipe), experiment.seed)
+    if any(stage.loss == "recall" for stage in training.stages.enabled.values()):
+        # One long text, which samples are cut from.
+        return TrainingRows(blocks, answers=False), str(blocks._fingerprint)
     if training.answers_only:
         blocks = blocks.select(np.flatnonzero(np.asarray(blocks["answer_start"]) >= 0))
     rows = TrainingRows(whole_batches(blocks, training.batch_size), answers=training.answers_only)

@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from transformers import TrainingArguments, default_data_collator
+from transformers import TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from senri.errors import SenriError
@@ -25,6 +25,9 @@ from senri.training.frozen_base import FrozenBase, first_trained_layer
 from senri.training.language_modelling import LanguageModelling
 from senri.training.objective import Objective
 from senri.training.parameters import choose_trained
+from senri.training.recall.curriculum import GrowingLength
+from senri.training.recall.objective import Recall
+from senri.training.recall.samples import NumberedSamples, RecallBatches
 from senri.training.rows import TrainingRows
 from senri.training.trainer import TRAINED_FILE, SenriTrainer, load_trained, trained_tensors
 
@@ -89,11 +92,14 @@ class Stage:
         choose_trained(model, self.config.train)
         load_trained(_Holder(model), self.folder / TRAINED_FILE)
 
-    def run(self, model: SenriForCausalLM, rows: TrainingRows, identity: str, base: Any = None) -> StageResult:
+    def run(
+        self, model: SenriForCausalLM, tokenizer: Any, rows: TrainingRows, identity: str, base: Any = None
+    ) -> StageResult:
         """Train; an interrupted run goes on from its last whole checkpoint.
 
         Args:
             model: trained in place.
+            tokenizer: its own.
             rows: what is read.
             identity: of the rows.
             base: where the loss follows one.
@@ -106,17 +112,21 @@ class Stage:
         choose_trained(model, self.config.train)
         make_folder(self.folder)
         start_layer = self._freeze_below(model, rows, identity)
-        objective = self._objective(model, base, start_layer)
-        per_step = training.batch_size * (max(training.curriculum) if training.curriculum else training.max_length)
         stop = StopInOrder()
+        per_step = training.batch_size * (max(training.curriculum) if training.curriculum else training.max_length)
+        data: dict[str, Any] = {"train_dataset": rows, "data_collator": default_data_collator}
+        callbacks: list[TrainerCallback] = [stop]
+        if self.config.loss == "recall":
+            data, length = self._recall_data(model, tokenizer, rows)
+            callbacks.append(length)
+            per_step = 0  # texts grow
         trainer = SenriTrainer(
             self.config,
             training.curriculum,
-            model=objective,
+            model=self._objective(model, base, start_layer),
             args=self._arguments(),
-            train_dataset=rows,
-            data_collator=default_data_collator,
-            callbacks=[stop, MetricsFile(self.metrics, self.name, per_step), StepBar(self.name, per_step)],
+            callbacks=[*callbacks, MetricsFile(self.metrics, self.name, per_step), StepBar(self.name, per_step)],
+            **data,
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
@@ -168,11 +178,26 @@ class Stage:
             )
         return rows.frozen_base.start_layer
 
+    def _recall_data(
+        self, model: SenriForCausalLM, tokenizer: Any, rows: TrainingRows
+    ) -> tuple[dict[str, Any], GrowingLength]:
+        """Return the trainer's arguments that make samples of growing length, and what knows how long they are."""
+        training = self.recipe.training
+        assert training.recall is not None and self.config.max_steps is not None
+        length = GrowingLength(training.recall)
+        batches = RecallBatches(model, tokenizer, rows, training.recall, length, self.recipe.experiment.seed)
+        samples = NumberedSamples(self.config.max_steps * training.batch_size)
+        return {"train_dataset": samples, "data_collator": batches, "on_figures": length.note}, length
+
     def _objective(self, model: SenriForCausalLM, base: Any, start_layer: int) -> Objective:
         training = self.recipe.training
         if self.config.loss == "distillation":
             return Distillation(model, base)
         gradient = training.gradient or model.config.memory_config.gradient
+        if self.config.loss == "recall":
+            assert training.recall is not None
+            kl_weight = training.recall.kl_weight
+            return Recall(model, training.segment_tokens, gradient, training.checkpointing, start_layer, kl_weight)
         if training.answers_only:
             return AnswersOnly(model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         return LanguageModelling(
@@ -245,12 +270,11 @@ def check_stages(recipe: Recipe, has_memory: bool) -> None:
     Raises:
         SenriError: a stage trains memories, but the model has none, or no stage is enabled.
     """
-    names = [field.name for field in dataclasses.fields(recipe.training.stages)]
-    enabled = [name for name in names if getattr(recipe.training.stages, name).enabled]
+    enabled = recipe.training.stages.enabled
     if not enabled:
         raise SenriError("no stage is enabled: set training.stages.<name>.enabled=true for one of them.")
-    for name in enabled:
-        if not has_memory and getattr(recipe.training.stages, name).train != "all":
+    for name, stage in enabled.items():
+        if not has_memory and stage.train != "all":
             raise SenriError(
                 f"training.stages.{name} trains memories, but the model has none: set its train to all, or disable it."
             )

@@ -101,13 +101,11 @@ class ThreeStageTrainer:
         measures = Measures(self.folder / MEASURES_FILE, documents, self.recipe.experiment.evaluation.chunk_size)
         self._measure_start(measures, model, teacher)
         finished: list[Stage] = []
-        for name in STAGES:
-            if not getattr(training.stages, name).enabled:
-                continue
+        for name in training.stages.enabled:
             stage = Stage(name, self.recipe, self.folder / "stages" / name, self._metrics, self.folder / TRACKING)
             if not stage.is_finished:
                 self._say(f"stage {name}: {len(rows):,} sequences of {training.max_length:,} tokens ...")
-                result = stage.run(model, rows, identity, teacher if self._follows_base(name) else None)
+                result = stage.run(model, tokenizer, rows, identity, teacher if self._follows_base(name) else None)
                 if not result.finished:
                     outcome.stages.append(result)
                     outcome.perplexities, outcome.memory = measures.perplexities, measures.memory

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,21 @@ class SenriTrainer(Trainer):
     Args:
         stage: rates of the stage.
         curriculum: lengths that sequences are cut to, in equal shares of the steps; empty for none.
+        on_figures: told what the objective returns beside the loss.
         **kwargs: of transformers' Trainer; `model` is an `Objective`.
     """
 
     model: Objective
 
-    def __init__(self, stage: StageConfig, curriculum: list[int], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        stage: StageConfig,
+        curriculum: list[int],
+        on_figures: Callable[[dict[str, Tensor]], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self._on_figures = on_figures
         self.stage, self.curriculum = stage, curriculum
         self._figures: dict[str, list[Tensor]] = {}
 
@@ -59,9 +68,11 @@ class SenriTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Run the objective on sequences cut to the curriculum's length, and remember its other figures."""
         outputs = model(**self._cut(inputs))
-        for name, figure in outputs.items():
-            if name != "loss":
-                self._figures.setdefault(name, []).append(figure)
+        figures = {name: figure for name, figure in outputs.items() if name != "loss"}
+        for name, figure in figures.items():
+            self._figures.setdefault(name, []).append(figure)
+        if self._on_figures is not None:
+            self._on_figures(figures)
         return outputs["loss"]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:

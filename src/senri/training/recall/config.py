@@ -1,0 +1,67 @@
+"""Settings of recall training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from senri.errors import SenriError
+
+Style = Literal["completion", "question", "chat"]
+
+
+@dataclass
+class RecallConfig:
+    """What `training.recall` holds.
+
+    Args:
+        first_length: tokens of the text before the question at the start.
+        longest: tokens that it grows to.
+        growth: factor when enough answers are right.
+        passed_at: share of right answer tokens from which on the length grows.
+        smoothing: of that share, from step to step.
+        shortest_share: lengths are drawn from this share of the current one up to all of it.
+        tokens_per_batch: long texts come in smaller batches, of about so many tokens; two samples at least.
+        needles: numbers of facts that are hidden, one of them asked; drawn with equal chances.
+        kinds: of facts, with their weights.
+        styles: ways to ask, with their weights.
+        neighbourhood: tokens before a fact that its states see.
+        question_context: tokens of the text that stand before the question.
+        text_share: share of samples that hide nothing and go on with the text.
+        text_tokens: how far.
+        kl_weight: of the divergence from the memory-less model in those, beside the loss of the answers.
+    """
+
+    first_length: int
+    longest: int
+    growth: float
+    passed_at: float
+    smoothing: float
+    shortest_share: float
+    tokens_per_batch: int
+    needles: list[int]
+    kinds: dict[str, float]
+    styles: dict[Style, float]
+    neighbourhood: int
+    question_context: int
+    text_share: float
+    text_tokens: int
+    kl_weight: float
+
+    def __post_init__(self) -> None:
+        for name in ("first_length", "tokens_per_batch", "neighbourhood", "question_context", "text_tokens"):
+            if getattr(self, name) < 1:
+                raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be at least 1.")
+        if self.longest < self.first_length:
+            raise SenriError(
+                f"training.recall.longest is {self.longest}, less than first_length {self.first_length}: raise it."
+            )
+        if self.growth <= 1:
+            raise SenriError(f"training.recall.growth is {self.growth}, but it must be above 1.")
+        for name in ("passed_at", "smoothing", "shortest_share", "text_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be from 0 to below 1.")
+        for name in ("kinds", "styles"):
+            weights = getattr(self, name)
+            if not weights or min(weights.values()) < 0 or not sum(weights.values()):
+                raise SenriError(f"training.recall.{name} is {weights}, but it must name some with weights above 0.")
+        if not self.needles or min(self.needles) < 1:
+            raise SenriError(f"training.recall.needles is {self.needles}, but it must hold numbers from 1 on.")
