@@ -11,14 +11,33 @@ from senri.training import ConfigManager
 from senri.training.config import Recipe
 from senri.training.stage import check_stages
 
+NEEDED = {
+    "from_scratch": ["experiment.data.train=books", "model.tokenizer=tokenizer.json"],
+    "reversal": ["experiment.data.sentences.path=pairs.csv"],
+}
+"""What a recipe leaves to the person who runs it; the others need a text alone."""
 RECIPES = sorted(path.stem for path in (config_dir() / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_built(name: str) -> None:
-    manager = ConfigManager(name, ["experiment.data.train=books"] if "reversal" not in name else [])
+    manager = ConfigManager(name, NEEDED.get(name, ["experiment.data.train=books"]))
     assert manager.experiment.name == name
     check_stages(manager.recipe, has_memory=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smollm_infini", "experiment.data.train must name the text"),
+        ("from_scratch", "name one as model.tokenizer"),
+        ("reversal", "experiment.data.sentences.path must name the pairs"),
+    ],
+)
+def test_what_must_be_named_is_asked_for(name: str, message: str) -> None:
+    with pytest.raises(SenriError) as caught:
+        ConfigManager(name)
+    assert message in str(caught.value)
 
 
 def test_what_a_recipe_does_not_say_is_the_default(recipe_file: Path) -> None:

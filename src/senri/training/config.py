@@ -210,14 +210,23 @@ class SentencesConfig:
         forward: how a row of a CSV file is written in the order that is taught, with {first} and {second}.
         backward: and in the other one; it is not trained on.
         separator: between sentences; `eos` is the end-of-text token.
+
+    Raises:
+        SenriError: no path.
     """
 
-    path: str
+    path: str | None
     first: str
     second: str
     forward: str
     backward: str
     separator: str
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            raise SenriError(
+                "experiment.data.sentences.path must name the pairs: the folder of Berglund et al., or a CSV file."
+            )
 
 
 @dataclass

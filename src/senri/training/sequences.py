@@ -28,6 +28,7 @@ def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
     """
     training, experiment = recipe.training, recipe.experiment
     if (sentences := experiment.data.sentences) is not None:
+        assert sentences.path is not None
         templates = PairTemplates(sentences.first, sentences.second, sentences.forward, sentences.backward)
         texts = [sentence.text for sentence in read_training_sentences(sentences.path, templates)]
         packed = pack(texts, tokenizer, training.max_length, experiment.seed, sentences.separator)
