@@ -55,6 +55,21 @@ def test_the_answer_hangs_on_the_memory_alone() -> None:
     assert torch.equal(before, after)
 
 
+def test_a_question_that_fits_into_the_window_has_its_sink() -> None:
+    model = tiny_model("gate", (2,))
+    model.config.sliding_window = 16  # longer than the questions, which lie beyond it
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = 16
+    losses = []
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        losses.append(AnswersOnly(model, 64, "full", False)(IDS, QUESTIONS, ANSWERS)["loss"])
+    assert torch.isclose(*losses, rtol=1e-6)
+    for layer in model.model.layers:
+        torch.nn.init.constant_(layer.self_attn.sink.score, 3.0)
+    assert not torch.isclose(AnswersOnly(model, 64, "full", False)(IDS, QUESTIONS, ANSWERS)["loss"], losses[0])
+
+
 def test_a_model_without_memory_is_refused() -> None:
     with pytest.raises(SenriError, match="no memory"):
         AnswersOnly(SenriForCausalLM(SenriConfig(**SIZES)), 8, "full", False)

@@ -106,7 +106,8 @@ class SoftmaxAttention(SenriMixer):
             dropout = self.attention_dropout if self.training else 0.0
             return eager_attention_with_sink(q, k, v, mask, *sink, self.scaling, dropout)
         q, k, v, sink_key, sink_value = append_sink_features(q, k, v, *sink, self.scaling)
-        k, v, mask = torch.cat([k, sink_key], dim=2), torch.cat([v, sink_value], dim=2), see_one_more_key(mask, q, k)
+        k, v = torch.cat([k, sink_key], dim=2), torch.cat([v, sink_value], dim=2)
+        mask = see_one_more_key(mask, q, k)
         out, _ = self._attend_by_backend(q, k, v, mask, **kwargs)
         return drop_extra_features(out), None
 
