@@ -76,6 +76,18 @@ def test_what_is_wrong_is_one_sentence(
     assert train(recipe_file, word) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("senri: error: ")]
     assert len(error) == 1 and message in error[0]
+    assert not (recipe_file.parent / "runs" / "recipe" / "config.yaml").exists()
+
+
+def test_after_a_mistake_the_right_words_are_taken(recipe_file: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate.yaml"
+    right = gate.read_text(encoding="utf-8")
+    gate.write_text(right.replace("memory_layers:\n- 2", "memory_layers:\n- 1"), encoding="utf-8")
+    assert train(recipe_file, *FULL_ONLY, "experiment.data.train=nowhere") == 2
+    gate.write_text(right, encoding="utf-8")
+    assert train(recipe_file, *FULL_ONLY, "training.stages.full.max_steps=1") == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "recipe" / "model")
+    assert model.config.memory_layers == [2]
 
 
 def test_a_model_from_nothing(recipe_file: Path, base_folder: Path, text_folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ stages are taken from their files, an unfinished one from its last whole checkpo
 import dataclasses
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -74,9 +75,7 @@ class ThreeStageTrainer:
         self.command = list(command)
         self._main = process_state().is_main_process
         self._say = say if self._main else lambda sentence: None
-        if self._main:
-            self._claim_folder()
-        process_state().wait_for_everyone()
+        self._check_folder()
 
     def train(self) -> TrainingOutcome:
         """Run all enabled stages that are not finished.
@@ -90,6 +89,8 @@ class ThreeStageTrainer:
             config = self.manager.to_senri_config()
             training.check_window(config.sliding_window if config.memory_layers else None)
         self._say("preparing the model ...")
+        if self._main and not self._stored.is_file():
+            shutil.rmtree(self.folder / START, ignore_errors=True)  # of a run that was refused before it began
         prepare_start(self.manager, self.folder / START)
         model = self._model_after([])
         tokenizer = AutoTokenizer.from_pretrained(self.folder / START)
@@ -98,6 +99,7 @@ class ThreeStageTrainer:
         rows, identity = training_rows(self.recipe, tokenizer)
         documents = held_out_documents(self.recipe, tokenizer)
         teacher = self._teacher(model)
+        self._record()
         measures = Measures(self.folder / MEASURES_FILE, documents, self.recipe.experiment.evaluation.chunk_size)
         self._measure_start(measures, model, teacher)
         finished: list[Stage] = []
@@ -135,18 +137,28 @@ class ThreeStageTrainer:
     def _metrics(self) -> Path:
         return self.folder / METRICS_FILE
 
-    def _claim_folder(self) -> None:
-        make_folder(self.folder)
-        stored = self.folder / CONFIG_FILE
-        if stored.is_file():
-            before = build(Recipe, load_yaml(stored), str(stored))
-            if (difference := _difference(before, self.recipe)) is not None:
-                raise SenriError(
-                    f"{self.folder} holds a run with other settings ({difference}): go on with those, or name another "
-                    f"experiment.name."
-                )
+    @property
+    def _stored(self) -> Path:
+        return self.folder / CONFIG_FILE
+
+    def _check_folder(self) -> None:
+        """Refuse a folder with a run of other settings."""
+        if not self._stored.is_file():
             return
-        save_resolved(self.recipe, stored)
+        before = build(Recipe, load_yaml(self._stored), str(self._stored))
+        if (difference := _difference(before, self.recipe)) is not None:
+            raise SenriError(
+                f"{self.folder} holds a run with other settings ({difference}): go on with those, or name another "
+                f"experiment.name."
+            )
+
+    def _record(self) -> None:
+        """Keep what the run is made of, once all that it needs has been found."""
+        process_state().wait_for_everyone()
+        if not self._main or self._stored.is_file():
+            return
+        make_folder(self.folder)
+        save_resolved(self.recipe, self._stored)
         record = {
             "command": self.command,
             "versions": versions(),
