@@ -64,7 +64,7 @@ def main() -> None:
         first = len(rows) * options.length / (time.perf_counter() - began)
         kind: Any = AnswersOnly if options.answers else LanguageModelling
         settings = (model, options.segment, "full", True)
-        plain = kind(*settings, 0, False) if options.answers else kind(*settings)
+        plain = kind(*settings, shortened=False) if options.answers else kind(*settings)
         fast = kind(*settings, kept.start_layer)
 
         def batch(row: int) -> dict[str, Any]:

@@ -69,6 +69,15 @@ def test_numbers_beyond_half_precision_are_refused(model: SenriForCausalLM, tmp_
         make(model, tmp_path, "float16")[0]
 
 
+def test_dropout_is_off_where_layers_are_frozen(model: SenriForCausalLM, tmp_path: Path) -> None:
+    wanted = make(model.eval(), tmp_path / "evaluating")[1]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    assert torch.equal(make(model.train(), tmp_path / "training")[1], wanted)
+    assert model.training
+
+
 def test_the_first_trained_layer(model: SenriForCausalLM) -> None:
     assert first_trained_layer(model) == 2
     choose_trained(model, "all")

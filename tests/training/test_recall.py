@@ -113,7 +113,7 @@ def test_long_texts_come_in_small_batches(batches: Any) -> None:
 
 def test_the_loss_is_that_of_answers_read_by_all_layers(batches: Any, model: SenriForCausalLM) -> None:
     batch = batches(text_share=0.0)(numbered(3))
-    found = Recall(model, 16, "full", True, 2, 0.0)(**batch)
+    found = Recall(model, 16, "full", True, 2, kl_weight=0.0)(**batch)
     mine = gradients(model, found["loss"])
     losses, counted = [], 0
     for row in range(3):
@@ -136,11 +136,11 @@ def test_the_loss_is_that_of_answers_read_by_all_layers(batches: Any, model: Sen
 def test_plain_text_is_held_to_the_model_without_memory(batches: Any, model: SenriForCausalLM) -> None:
     batch = batches(text_share=0.99)(numbered(3))
     assert batch["is_text"].any() and not batch["is_answer"].any()
-    found = Recall(model, 16, "full", False, 2, 0.5)(**batch)
+    found = Recall(model, 16, "full", False, 2, kl_weight=0.5)(**batch)
     assert "correct" not in found and found["divergence"] > 0
     assert torch.isclose(found["loss"], 0.5 * found["divergence"])
     torch.nn.init.zeros_(model.model.layers[2].self_attn.memory_o_proj.weight)
-    assert Recall(model, 16, "full", False, 2, 0.5)(**batch)["divergence"].abs() < 1e-6
+    assert Recall(model, 16, "full", False, 2, kl_weight=0.5)(**batch)["divergence"].abs() < 1e-6
 
 
 def test_lengths_grow_when_answers_are_right(batches: Any) -> None:

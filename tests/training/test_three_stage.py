@@ -202,10 +202,10 @@ def test_a_finished_run_does_nothing(whole: TrainingOutcome, monkeypatch: pytest
     assert again.finished and again.stages == whole.stages and again.perplexities == whole.perplexities
 
 
-def test_other_settings_do_not_go_on_with_a_run(whole: TrainingOutcome) -> None:
+def test_other_settings_do_not_go_on_with_a_run(whole: TrainingOutcome, tmp_path: Path) -> None:
     with pytest.raises(SenriError, match=r"training\.batch_size 2, not 4.*experiment\.name"):
         run(recipe_of(whole), "training.batch_size=4")
-    assert run(recipe_of(whole), "experiment.save_every=3", "experiment.data.cache=elsewhere").finished
+    assert run(recipe_of(whole), "experiment.save_every=3", f"experiment.data.cache={tmp_path}").finished
 
 
 def test_the_fast_path_and_the_plain_one_take_the_same_steps(whole: TrainingOutcome, recipe_file: Path) -> None:

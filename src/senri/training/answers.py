@@ -18,40 +18,24 @@ from transformers.cache_utils import Cache
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
 from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
-from senri.models.modeling_senri import SenriForCausalLM
-from senri.training.config import Gradient
 from senri.training.language_modelling import detach
-from senri.training.objective import Objective
+from senri.training.objective import SegmentedObjective
 
 
-class AnswersOnly(Objective):
+class AnswersOnly(SegmentedObjective):
     """What the trainer runs: needle samples in, the mean loss of their answers' tokens out.
 
     Args:
-        model: a Senri model.
-        segment_tokens: tokens of one forward pass over the text.
-        gradient: `full` lets gradients flow through the carried state; otherwise it is detached at every border.
-        checkpointing: run segments again in the backward pass.
-        start_layer: the first layer that reads the text; above 0, `lower_states` are what enters it.
+        *segments: of `SegmentedObjective`, for reading the text.
         shortened: leave out layers that have no part in the answer; otherwise all read the text (the slow reference).
 
     Raises:
         SenriError: a model without a memory.
     """
 
-    def __init__(
-        self,
-        model: SenriForCausalLM,
-        segment_tokens: int,
-        gradient: Gradient,
-        checkpointing: bool,
-        start_layer: int = 0,
-        shortened: bool = True,
-    ) -> None:
-        super().__init__(model)
-        self.segment_tokens, self.gradient, self.checkpointing = segment_tokens, gradient, checkpointing
-        self.start_layer = start_layer
-        branches = model.model.memory_branches()
+    def __init__(self, *segments: Any, shortened: bool = True) -> None:
+        super().__init__(*segments)
+        branches = self.model.model.memory_branches()
         if not branches:
             raise SenriError("answers_only trains what a memory recalls, but the model has no memory: set it to false.")
         last = max(branches)

@@ -125,7 +125,9 @@ def _memory_map(path: Path, shape: tuple[int, ...], dtype: str, is_kept: bool) -
 
 @torch.no_grad()
 def lower_states(model: SenriForCausalLM, ids: Tensor, start_layer: int, segment_tokens: int) -> Tensor:
-    """Return what enters a layer for `[batch, seq]` token ids: `[batch, seq, hidden]`."""
+    """Return what enters a layer for `[batch, seq]` token ids: `[batch, seq, hidden]`; dropout is off."""
+    was_training = model.training
+    model.train(False)
     cache = None
     if ids.shape[1] > segment_tokens:
         cache = model.model.adopt(DynamicCache(config=model.config))
@@ -138,6 +140,7 @@ def lower_states(model: SenriForCausalLM, ids: Tensor, start_layer: int, segment
         ).last_hidden_state
         for begin in range(0, ids.shape[1], segment_tokens)
     ]
+    model.train(was_training)
     return torch.cat(pieces, dim=1)
 
 

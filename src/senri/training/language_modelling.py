@@ -14,39 +14,28 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
-from senri.models.modeling_senri import SenriForCausalLM
-from senri.training.config import Gradient
-from senri.training.objective import Objective
+from senri.training.objective import SegmentedObjective
 
 
-class LanguageModelling(Objective):
+class LanguageModelling(SegmentedObjective):
     """What the trainer runs: token ids in, the mean loss of all predictions out.
 
     Each row starts with an empty state.
 
     Args:
-        model: a Senri model.
-        segment_tokens: tokens of one forward pass.
-        gradient: `full` lets gradients flow through the carried state; otherwise it is detached at every border.
-        checkpointing: run segments again in the backward pass.
-        start_layer: the first layer that runs; above 0, `lower_states` are what enters it.
+        *segments: of `SegmentedObjective`.
         base: what the model's predictions are also held to; None for none.
         kl_weight: share of the divergence from the base's predictions in the loss.
     """
 
     def __init__(
         self,
-        model: SenriForCausalLM,
-        segment_tokens: int,
-        gradient: Gradient,
-        checkpointing: bool,
-        start_layer: int = 0,
+        *segments: Any,
         base: Any = None,
         kl_weight: float = 0.0,
     ) -> None:
-        super().__init__(model)
-        self.segment_tokens, self.gradient, self.checkpointing = segment_tokens, gradient, checkpointing
-        self.start_layer, self.kl_weight = start_layer, kl_weight
+        super().__init__(*segments)
+        self.kl_weight = kl_weight
         self._base = [base]  # in a list, so that it is no part of this module: it is neither trained nor saved
 
     def forward(self, input_ids: Tensor, lower_states: Tensor | None = None) -> dict[str, Tensor]:

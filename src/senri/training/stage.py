@@ -194,21 +194,13 @@ class Stage:
         if self.config.loss == "distillation":
             return Distillation(model, base)
         gradient = training.gradient or model.config.memory_config.gradient
+        segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":
             assert training.recall is not None
-            kl_weight = training.recall.kl_weight
-            return Recall(model, training.segment_tokens, gradient, training.checkpointing, start_layer, kl_weight)
+            return Recall(*segments, kl_weight=training.recall.kl_weight)
         if training.answers_only:
-            return AnswersOnly(model, training.segment_tokens, gradient, training.checkpointing, start_layer)
-        return LanguageModelling(
-            model,
-            training.segment_tokens,
-            gradient,
-            training.checkpointing,
-            start_layer,
-            base,
-            self.config.kl_weight,
-        )
+            return AnswersOnly(*segments)
+        return LanguageModelling(*segments, base=base, kl_weight=self.config.kl_weight)
 
     def _arguments(self) -> TrainingArguments:
         training, experiment = self.recipe.training, self.recipe.experiment

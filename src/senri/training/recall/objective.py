@@ -1,12 +1,12 @@
 """Recall: a text is read into the memory, a question is asked, and the answer's tokens are the loss."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.answers import AnswersOnly
-from senri.training.config import Gradient
 
 
 class Recall(AnswersOnly):
@@ -15,24 +15,12 @@ class Recall(AnswersOnly):
     Plain text is held to what the model predicts with its memory off: the memory stays silent where nobody asks.
 
     Args:
-        model: a Senri model.
-        segment_tokens: tokens of one forward pass over the text.
-        gradient: as in `AnswersOnly`.
-        checkpointing: as in `AnswersOnly`.
-        start_layer: the layer that the states of the text enter.
+        *segments: of `SegmentedObjective`, for reading the text.
         kl_weight: of the divergence in plain text.
     """
 
-    def __init__(
-        self,
-        model: SenriForCausalLM,
-        segment_tokens: int,
-        gradient: Gradient,
-        checkpointing: bool,
-        start_layer: int,
-        kl_weight: float,
-    ) -> None:
-        super().__init__(model, segment_tokens, gradient, checkpointing, start_layer)
+    def __init__(self, *segments: Any, kl_weight: float) -> None:
+        super().__init__(*segments)
         self.kl_weight = kl_weight
 
     def forward(  # type: ignore[override]

@@ -109,9 +109,9 @@ class RecallBatches:
         pieces, last = [], 0
         own = self._fact_states(sample)
         for (_, place), states in zip(sample.facts, own, strict=True):
-            pieces += [self._states(sample.start + last, place - last), states]
+            pieces += [self._base.stretch(sample.start + last, place - last), states]
             last = place
-        pieces.append(self._states(sample.start + last, sample.length - last))
+        pieces.append(self._base.stretch(sample.start + last, sample.length - last))
         return torch.cat(pieces)
 
     def _sample(self, number: int, length: int) -> _Sample:
@@ -147,9 +147,6 @@ class RecallBatches:
         padded = pad_sequence(runs, batch_first=True).to(self._model.device)  # behind the end, which nothing sees
         states = lower_states(self._model, padded, self._base.start_layer, padded.shape[1]).float().cpu()
         return [row[before : len(run)] for row, run in zip(states, runs, strict=True)]
-
-    def _states(self, start: int, count: int) -> Tensor:
-        return self._base.stretch(start, count)
 
     def _ids(self, start: int, count: int) -> list[int]:
         found: list[int] = []
