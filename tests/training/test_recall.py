@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+from senri.data.facts import KINDS
 from senri.errors import SenriError
 from senri.models import SenriForCausalLM
 from senri.settings import build, config_dir, load_yaml
@@ -113,9 +114,9 @@ def test_long_texts_come_in_small_batches(batches: Any) -> None:
 
 def test_the_loss_is_that_of_answers_read_by_all_layers(batches: Any, model: SenriForCausalLM) -> None:
     batch = batches(text_share=0.0)(numbered(3))
-    found = Recall(model, 16, "full", True, 2, kl_weight=0.0)(**batch)
+    found = Recall(model, 16, "full", True, 2, kl_weight=0.0, kinds=KINDS)(**batch)
     mine = gradients(model, found["loss"])
-    losses, counted = [], 0
+    losses = []
     for row in range(3):
         count = int(batch["lengths"][row])
         reader = AnswersOnly(model, 1000, "full", False, 2)
@@ -125,22 +126,23 @@ def test_the_loss_is_that_of_answers_read_by_all_layers(batches: Any, model: Sen
         tail = batch["tail_ids"][row : row + 1]
         logits = model(tail, position_ids=(count + torch.arange(tail.shape[1]))[None], past_key_values=memory).logits
         wanted = batch["is_answer"][row, 1:]
-        losses.append(F.cross_entropy(logits[0, :-1][wanted].float(), tail[0, 1:][wanted], reduction="sum"))
-        counted += int(wanted.sum())
-    loss = torch.stack(losses).sum() / counted
+        losses.append(F.cross_entropy(logits[0, :-1][wanted].float(), tail[0, 1:][wanted]))
+    loss = torch.stack(losses).mean()
     assert torch.isclose(found["loss"], loss, rtol=1e-4)
     assert_same(mine, gradients(model, loss), 1e-3)
     assert found["length"] == batch["lengths"].float().mean()
+    by_kind = {KINDS[kind] for kind in batch["kinds"].tolist()}
+    assert {name.removeprefix("correct_") for name in found if name.startswith("correct_")} == by_kind
 
 
 def test_plain_text_is_held_to_the_model_without_memory(batches: Any, model: SenriForCausalLM) -> None:
     batch = batches(text_share=0.99)(numbered(3))
     assert batch["is_text"].any() and not batch["is_answer"].any()
-    found = Recall(model, 16, "full", False, 2, kl_weight=0.5)(**batch)
+    found = Recall(model, 16, "full", False, 2, kl_weight=0.5, kinds=KINDS)(**batch)
     assert "correct" not in found and found["divergence"] > 0
     assert torch.isclose(found["loss"], 0.5 * found["divergence"])
     torch.nn.init.zeros_(model.model.layers[2].self_attn.memory_o_proj.weight)
-    assert Recall(model, 16, "full", False, 2, kl_weight=0.5)(**batch)["divergence"].abs() < 1e-6
+    assert Recall(model, 16, "full", False, 2, kl_weight=0.5, kinds=KINDS)(**batch)["divergence"].abs() < 1e-6
 
 
 def test_lengths_grow_when_answers_are_right(batches: Any) -> None:

@@ -185,7 +185,9 @@ class Stage:
         training = self.recipe.training
         assert training.recall is not None and self.config.max_steps is not None
         length = GrowingLength(training.recall)
-        batches = RecallBatches(model, tokenizer, rows, training.recall, length, self.recipe.experiment.seed)
+        batches = RecallBatches(
+            model, tokenizer, rows, training.recall, length, self.recipe.experiment.seed, half=self._in_bfloat16
+        )
         samples = NumberedSamples(self.config.max_steps * training.batch_size)
         return {"train_dataset": samples, "data_collator": batches, "on_figures": length.note}, length
 
@@ -197,7 +199,7 @@ class Stage:
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":
             assert training.recall is not None
-            return Recall(*segments, kl_weight=training.recall.kl_weight)
+            return Recall(*segments, kl_weight=training.recall.kl_weight, kinds=list(training.recall.kinds))
         if training.answers_only:
             return AnswersOnly(*segments)
         return LanguageModelling(*segments, base=base, kl_weight=self.config.kl_weight)
@@ -206,8 +208,6 @@ class Stage:
         training, experiment = self.recipe.training, self.recipe.experiment
         processes = process_state().num_processes
         training.check_processes(processes)
-        on_cpu = experiment.device == "cpu" or not torch.accelerator.is_available()
-        has_bf16 = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         is_cosine = training.schedule == "cosine"
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.tracking / self.name)
         return TrainingArguments(
@@ -224,7 +224,7 @@ class Stage:
             warmup_steps=training.warmup,
             lr_scheduler_type="cosine_with_min_lr" if is_cosine else training.schedule,
             lr_scheduler_kwargs={"min_lr_rate": training.smallest_rate} if is_cosine else {},
-            bf16=training.precision == "bfloat16" or (training.precision == "auto" and has_bf16),
+            bf16=self._in_bfloat16,
             seed=experiment.seed,
             data_seed=experiment.seed,
             logging_steps=experiment.log_every,
@@ -234,12 +234,22 @@ class Stage:
             save_total_limit=experiment.keep_checkpoints,
             report_to=experiment.report_to or "none",
             remove_unused_columns=False,
-            use_cpu=on_cpu,
+            use_cpu=self._on_cpu,
             disable_tqdm=True,
             dataloader_drop_last=True,
             # A memory without gradients of its writes leaves projections without any.
             ddp_find_unused_parameters=training.gradient == "none",
         )
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.recipe.experiment.device == "cpu" or not torch.accelerator.is_available()
+
+    @property
+    def _in_bfloat16(self) -> bool:
+        precision = self.recipe.training.precision
+        has_it = not self._on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return precision == "bfloat16" or (precision == "auto" and has_it)
 
     def _seconds(self) -> float:
         try:

@@ -1,5 +1,6 @@
 """Recall: a text is read into the memory, a question is asked, and the answer's tokens are the loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,16 +18,20 @@ class Recall(AnswersOnly):
     Args:
         *segments: of `SegmentedObjective`, for reading the text.
         kl_weight: of the divergence in plain text.
+        kinds: names of the kinds of facts.
     """
 
-    def __init__(self, *segments: Any, kl_weight: float) -> None:
+    def __init__(self, *segments: Any, kl_weight: float, kinds: Sequence[str]) -> None:
         super().__init__(*segments)
-        self.kl_weight = kl_weight
+        self.kl_weight, self.kinds = kl_weight, tuple(kinds)
 
     def forward(  # type: ignore[override]
-        self, states: Tensor, lengths: Tensor, tail_ids: Tensor, is_answer: Tensor, is_text: Tensor
+        self, states: Tensor, lengths: Tensor, tail_ids: Tensor, is_answer: Tensor, is_text: Tensor, kinds: Tensor
     ) -> dict[str, Tensor]:
-        """Return `loss`, a scalar; `correct`, the share of right answer tokens; `divergence`; the mean `length`.
+        """Return `loss`, a scalar, and what else is worth knowing.
+
+        `correct` is the share of right answer tokens, the mean over questions, and `correct_<kind>` that of one kind of
+        facts, over tokens; `divergence` is that of plain text; `length` the mean length of the texts.
 
         Args:
             states: `[batch, seq, hidden]`, what enters `start_layer` in each text, zeros behind its end.
@@ -34,6 +39,7 @@ class Recall(AnswersOnly):
             tail_ids: `[batch, tail]`, what follows it, in an empty window.
             is_answer: `[batch, tail]`, which of these are answers.
             is_text: `[batch, tail]`, which of these are plain text.
+            kinds: `[batch]`, the kind of the fact that is asked for, as its place in `self.kinds`; -1 in plain text.
         """
         memory = self.read(tail_ids.new_zeros(states.shape[:2]), lengths, states)
         positions = lengths[:, None] + torch.arange(tail_ids.shape[1], device=tail_ids.device)
@@ -46,8 +52,14 @@ class Recall(AnswersOnly):
         if bool(before_answer.any()):
             logits = self.model.lm_head(hidden[before_answer]).float()
             targets = tail_ids[:, 1:][before_answer]
-            loss = loss + F.cross_entropy(logits, targets)
-            found["correct"] = (logits.argmax(-1) == targets).float().mean().detach()
+            # Every question counts the same, however long its answer.
+            row = before_answer.nonzero()[:, 0]
+            share = 1 / before_answer.sum(1).float()[row] / before_answer.any(1).sum()
+            loss = loss + (share * F.cross_entropy(logits, targets, reduction="none")).sum()
+            is_right = (logits.argmax(-1) == targets).float()
+            found["correct"] = (share * is_right).sum()
+            asked = kinds[row]
+            found |= {f"correct_{self.kinds[kind]}": is_right[asked == kind].mean() for kind in asked.unique().tolist()}
         if self.kl_weight and bool(before_text.any()):
             rows = is_text.any(dim=1)
             with torch.no_grad(), self.model.memory_disabled():

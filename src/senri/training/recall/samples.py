@@ -33,6 +33,7 @@ class _Sample:
         facts: tokens of each fact, and where in the text it is put in, in order.
         tail: tokens of question and answer, or of the text that goes on.
         answer: where in the tail the answer begins; None in plain text.
+        kind: of the fact that is asked for, as its place among the configured kinds; -1 in plain text.
     """
 
     start: int
@@ -40,6 +41,7 @@ class _Sample:
     facts: tuple[tuple[list[int], int], ...]
     tail: list[int]
     answer: int | None
+    kind: int = -1
 
 
 class RecallBatches:
@@ -52,6 +54,7 @@ class RecallBatches:
         config: of recall training.
         length: how long texts are.
         seed: of everything that is drawn.
+        half: run frozen layers in bfloat16, as the trainer runs the others.
 
     Raises:
         SenriError: the rows bring no states, or less text than the longest sample.
@@ -65,11 +68,12 @@ class RecallBatches:
         config: RecallConfig,
         length: GrowingLength,
         seed: int,
+        half: bool = False,
     ) -> None:
         if rows.frozen_base is None:
             raise SenriError("recall training starts from the outputs of frozen layers: set training.frozen_base=true.")
         self._model, self._tokenizer, self._rows, self._base = model, tokenizer, rows, rows.frozen_base
-        self._config, self._length, self._seed = config, length, seed
+        self._config, self._length, self._seed, self._half = config, length, seed, half
         self._makers = {kind: FactMaker("train", [kind]) for kind in config.kinds}
         self._row_tokens = len(rows.tokens[0])
         self._tokens = len(rows) * self._row_tokens
@@ -102,6 +106,7 @@ class RecallBatches:
             "tail_ids": ids,
             "is_answer": present & (columns >= answers[:, None]),
             "is_text": present & is_text[:, None],
+            "kinds": torch.tensor([sample.kind for sample in samples]),
         }
 
     def read(self, sample: _Sample) -> Tensor:
@@ -128,7 +133,8 @@ class RecallBatches:
         asked = rng.choice(facts)
         context = self._ids(start + length - config.question_context, config.question_context)
         question, answer = self._asked(asked, _drawn(rng, config.styles))
-        return _Sample(start, length, hidden, [*context, *question, *answer], len(context) + len(question))
+        tail = [*context, *question, *answer]
+        return _Sample(start, length, hidden, tail, len(tail) - len(answer), list(config.kinds).index(kind))
 
     def _asked(self, fact: Fact, style: str) -> tuple[list[int], list[int]]:
         if style != "chat":
@@ -145,7 +151,8 @@ class RecallBatches:
         before = self._config.neighbourhood
         runs = [torch.tensor([*self._ids(sample.start + place - before, before), *ids]) for ids, place in sample.facts]
         padded = pad_sequence(runs, batch_first=True).to(self._model.device)  # behind the end, which nothing sees
-        states = lower_states(self._model, padded, self._base.start_layer, padded.shape[1]).float().cpu()
+        with torch.autocast(padded.device.type, torch.bfloat16, enabled=self._half):
+            states = lower_states(self._model, padded, self._base.start_layer, padded.shape[1]).float().cpu()
         return [row[before : len(run)] for row, run in zip(states, runs, strict=True)]
 
     def _ids(self, start: int, count: int) -> list[int]:
