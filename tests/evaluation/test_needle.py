@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from senri.errors import SenriError
 from senri.evaluation import Subject, default_settings, run_units
-from senri.evaluation.needle import Haystack, Needle, hide, make_sample, needle_outcome, needle_units
+from senri.evaluation.needle import Needle, hide, make_sample, needle_outcome, needle_units, open_haystack
 from senri.evaluation.needle.units import LEFT_OUT, MEMORY, NO_MEMORY, OTHER_SAMPLE
 
 
@@ -99,7 +99,7 @@ def perfect(bytes_tokenizer):
     start=st.integers(0, 200),
 )
 def test_a_text_has_exactly_its_length_and_every_needle_whole(small, bytes_tokenizer, length, depths, start):
-    haystack = Haystack(small, bytes_tokenizer)
+    haystack = open_haystack(small, bytes_tokenizer)
     needles = [Needle(f"Number {index} is here.", depth) for index, depth in enumerate(depths)]
     tokens = list(hide(haystack, "x", needles, length))
     assert len(tokens) == length
@@ -110,7 +110,7 @@ def test_a_text_has_exactly_its_length_and_every_needle_whole(small, bytes_token
 
 
 def test_a_needle_lies_after_a_sentence_at_its_depth(small, bytes_tokenizer):
-    haystack = Haystack(small, bytes_tokenizer)
+    haystack = open_haystack(small, bytes_tokenizer)
     for depth in (0.0, 0.3, 0.9, 1.0):
         text = text_of(haystack, hide(haystack, "x", [Needle("Here it is.", depth)], 2000))
         place = text.index(" Here it is.")
@@ -122,7 +122,7 @@ def test_a_needle_lies_after_a_sentence_at_its_depth(small, bytes_tokenizer):
 def test_a_book_is_read_from_a_place_of_the_samples_own(small, bytes_tokenizer, tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("".join(f"Sentence {number} of the book. " for number in range(300)))
-    haystack = Haystack(dataclasses.replace(small, haystack=str(path)), bytes_tokenizer)
+    haystack = open_haystack(dataclasses.replace(small, haystack=str(path)), bytes_tokenizer)
     first, again, other = (text_of(haystack, hide(haystack, name, [], 500)) for name in ("a", "a", "b"))
     assert first == again
     assert first != other

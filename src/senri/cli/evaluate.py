@@ -18,6 +18,7 @@ SUMMARIES = {
     "wikitext": "Measure WikiText-2 by page, as lm-eval does",
     "lambada": "Measure LAMBADA: the last word of a passage, as lm-eval's lambada_openai",
     "needle": "Hide needles in a haystack and ask for them, with controls",
+    "recall": "Ask for what lies far behind the window: hundreds of samples, texts of any length",
     "ruler": "Run RULER's tasks at chosen lengths, through lm-eval",
     "babilong": "Scatter the facts of bAbI's questions over a book, and ask",
     "reversal": "Measure the reversal curse: pairs in the order that was taught, and in the other",
@@ -27,6 +28,7 @@ SUMMARIES = {
 _OPTIONS = {
     "perplexity": ("text", "tokens"),
     "babilong": ("text",),
+    "recall": ("text",),
     "bytes": ("text",),
     "memory": ("text", "tokens"),
 }
@@ -39,6 +41,7 @@ _EXAMPLES = {
     "wikitext": "pages=10",
     "lambada": "samples=500",
     "needle": "lengths=[4096,131072]",
+    "recall": "lengths=[32768]",
     "ruler": "lengths=[8192]",
     "babilong": "tasks=[qa1]",
     "reversal": "pairs=100",

@@ -11,6 +11,7 @@ from senri.evaluation.memory_part import MemorySettings, memory_outcome, memory_
 from senri.evaluation.needle import NeedleSettings, needle_outcome, needle_units
 from senri.evaluation.outcome import Outcome
 from senri.evaluation.perplexity_part import PerplexitySettings, perplexity_outcome, perplexity_units
+from senri.evaluation.recall import RecallSettings, recall_outcome, recall_units
 from senri.evaluation.reversal import ReversalSettings, reversal_units
 from senri.evaluation.reversal_outcome import reversal_outcome
 from senri.evaluation.ruler import RulerSettings
@@ -44,6 +45,7 @@ PARTS: Mapping[str, Part] = {
     "wikitext": Part("WikiText-2", WikitextSettings, wikitext_units, wikitext_outcome),
     "lambada": Part("LAMBADA", LambadaSettings, lambada_units, lambada_outcome),
     "needle": Part("Needle in a haystack", NeedleSettings, needle_units, needle_outcome),
+    "recall": Part("Recall at length", RecallSettings, recall_units, recall_outcome, needs_memory=True),
     "ruler": Part("RULER", RulerSettings, ruler_part_units, ruler_outcome),
     "babilong": Part("BABILong: facts in a book", BabilongSettings, babilong_units, babilong_outcome),
     "reversal": Part("Reversal curse", ReversalSettings, reversal_units, reversal_outcome),

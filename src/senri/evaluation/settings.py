@@ -11,6 +11,7 @@ from senri.evaluation.memory_part import MemorySettings
 from senri.evaluation.needle import NeedleSettings
 from senri.evaluation.parts import PARTS
 from senri.evaluation.perplexity_part import PerplexitySettings
+from senri.evaluation.recall import RecallSettings
 from senri.evaluation.reversal import ReversalSettings
 from senri.evaluation.ruler import RulerSettings
 from senri.evaluation.wikitext import WikitextSettings
@@ -33,6 +34,7 @@ class EvaluationSettings:
     wikitext: WikitextSettings
     lambada: LambadaSettings
     needle: NeedleSettings
+    recall: RecallSettings
     ruler: RulerSettings
     babilong: BabilongSettings
     reversal: ReversalSettings

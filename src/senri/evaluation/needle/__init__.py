@@ -3,7 +3,7 @@
 from senri.evaluation.needle.outcome import needle_outcome
 from senri.evaluation.needle.samples import Needle, Question, Sample, make_sample
 from senri.evaluation.needle.settings import NeedleFormat, NeedleSettings
-from senri.evaluation.needle.text import Haystack, hide
+from senri.evaluation.needle.text import Haystack, hide, open_haystack
 from senri.evaluation.needle.units import needle_units
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "make_sample",
     "needle_outcome",
     "needle_units",
+    "open_haystack",
 ]

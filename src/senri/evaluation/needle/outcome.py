@@ -8,7 +8,7 @@ import numpy as np
 from senri.evaluation.charts import heat_map_figure, short_count
 from senri.evaluation.figures import human_bytes
 from senri.evaluation.needle.settings import Kind, NeedleSettings
-from senri.evaluation.needle.text import Haystack
+from senri.evaluation.needle.text import open_haystack
 from senri.evaluation.needle.units import CONDITIONS, LEFT_OUT, MEMORY, NO_MEMORY, OTHER_SAMPLE
 from senri.evaluation.outcome import Outcome, Picture, Table
 from senri.evaluation.subject import Subject
@@ -55,7 +55,7 @@ def needle_outcome(subject: Subject, settings: NeedleSettings, results: list[dic
         "reads_of_one_text": results[0]["reads"],
         "tokens_read": sum(text["tokens_read"] for text in results),
     }
-    haystack = Haystack(settings, subject.tokenizer)
+    haystack = open_haystack(settings, subject.tokenizer)
     return Outcome(
         headline=f"exact match {total:.0%}; {without} {_share(by_condition[NO_MEMORY], 'exact'):.0%}",
         results={

@@ -38,24 +38,27 @@ class Haystack:
     """Endless tokens to hide needles in, the same for the same seed; never all of them in memory.
 
     Args:
-        settings: of the needle test.
+        source: `noise`, or a file or folder of text.
         tokenizer: a tokenizer of transformers.
+        noise: the sentences that are repeated.
+        block_characters: text tokenised at a time.
+        seed: decides where reading begins in a text.
 
     Raises:
         SenriError: the text cannot be read, or noise without a token.
     """
 
-    def __init__(self, settings: NeedleSettings, tokenizer: Any) -> None:
-        self._settings, self._tokenizer = settings, tokenizer
+    def __init__(self, source: str, tokenizer: Any, *, noise: str, block_characters: int, seed: int) -> None:
+        self._tokenizer, self._block_characters, self._seed = tokenizer, block_characters, seed
         self._document: Document | None = None
         self._noise: list[int] = []
         self._ends_sentence = SentenceEnds(tokenizer)
-        if settings.haystack == NOISE:
-            self._noise = self.encode(f" {settings.noise.strip()}")
+        if source == NOISE:
+            self._noise = self.encode(f" {noise.strip()}")
             if not self._noise:
                 raise SenriError("noise is empty: give it a sentence or two.")
         else:
-            self._document = open_document(settings.haystack)
+            self._document = open_document(source)
 
     @property
     def description(self) -> str:
@@ -81,8 +84,8 @@ class Haystack:
         """
         if self._document is None:
             return cycle(self._noise)
-        stream = TokenStream(self._document, self._tokenizer, self._settings.block_characters)
-        start = random.Random(f"{self._settings.seed}-{name}").randrange(max(stream.estimate(), 1))
+        stream = TokenStream(self._document, self._tokenizer, self._block_characters)
+        start = random.Random(f"{self._seed}-{name}").randrange(max(stream.estimate(), 1))
         return chain(stream.skip(start), self._around(stream))
 
     def ends_sentence(self, token: int) -> bool:
@@ -140,3 +143,14 @@ def insert(
         at_border = ends_sentence(token)
     for _, ids in waiting:
         yield from ids
+
+
+def open_haystack(settings: NeedleSettings, tokenizer: Any) -> Haystack:
+    """Return the haystack of a needle test."""
+    return Haystack(
+        settings.haystack,
+        tokenizer,
+        noise=settings.noise,
+        block_characters=settings.block_characters,
+        seed=settings.seed,
+    )

@@ -25,7 +25,7 @@ from senri.data import chunks
 from senri.evaluation.footprint import process_bytes
 from senri.evaluation.needle.samples import Needle, Question, Sample, make_sample
 from senri.evaluation.needle.settings import Kind, NeedleSettings
-from senri.evaluation.needle.text import Haystack, hide
+from senri.evaluation.needle.text import Haystack, hide, open_haystack
 from senri.evaluation.reader import Reader, without_memory
 from senri.evaluation.subject import Subject
 from senri.evaluation.units import Scratch, Unit
@@ -63,7 +63,7 @@ def needle_units(subject: Subject, settings: NeedleSettings) -> list[Unit]:
     Raises:
         SenriError: a text that cannot be read, or one too short for its needles.
     """
-    haystack = Haystack(settings, subject.tokenizer)
+    haystack = open_haystack(settings, subject.tokenizer)
     texts = [
         _Text(subject, settings, haystack, kind, length, index)
         for length in sorted(settings.lengths, reverse=True)

@@ -1,0 +1,194 @@
+"""Recall at length: one shared reading gives the memory of a full one, and the controls know nothing."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from senri.data import chunks
+from senri.errors import SenriError
+from senri.evaluation import Subject, default_settings, run_units
+from senri.evaluation.recall import RecallTask, recall_outcome, recall_units
+from senri.evaluation.recall.samples import make_recall_sample
+from senri.evaluation.recall.shared import SharedReading
+from senri.evaluation.recall.units import MEMORY, OTHER_SAMPLE, WINDOW_ONLY
+from senri.models import SenriConfig, SenriForCausalLM, Session
+
+from .conftest import SIZES
+
+WINDOW = 16
+MEMORY_OF = {
+    "combine": "add",
+    "rule": "delta",
+    "feature_map": "l2",
+    "normaliser": "rmsnorm",
+    "granularity": "token",
+    "projections": "own",
+    "num_heads": 2,
+    "num_key_value_heads": 2,
+    "key_dim": 12,
+    "value_dim": 8,
+    "token_shift": True,
+    "short_convolution": 3,
+    "learned_write_strength": True,
+    "write_strength": 0.4,
+}
+
+
+def model_with(layers: int = 3, memory_layers: tuple[int, ...] = (2,), **memory: Any) -> SenriForCausalLM:
+    torch.manual_seed(0)
+    config = SenriConfig(
+        **{**SIZES, "num_hidden_layers": layers},
+        sliding_window=WINDOW,
+        default_layer_type="sliding_attention",
+        memory_layers=list(memory_layers),
+        memory={**MEMORY_OF, **memory},
+        eos_token_id=256,
+    )
+    return SenriForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    return dataclasses.replace(
+        default_settings().recall,
+        lengths=[700],
+        samples=5,
+        places=4,
+        behind=40,
+        chunk_size=64,
+        tasks=["single_noise", "two_keys"],
+        described={
+            "single_noise": RecallTask("noise", "numbers", 1),
+            "two_keys": RecallTask("noise", "numbers", 2),
+            "facts": RecallTask("noise", "facts", 1),
+            "in_books": RecallTask("books", "words", 1),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [{}, {"value_dim": 12}, {"rule": "gated_delta", "decay": 0.9}, {"rule": "linear"}, {"token_shift": False}],
+    ids=["more keys than values", "square", "gated", "linear", "unshifted"],
+)
+def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
+    # Two layers below the memory see 2 * 16 tokens back: with 40 tokens behind each place, nothing is left out.
+    model = model_with(**memory)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 256, (300,), generator=generator).tolist()
+    places = [0, 90, 200]
+    hidden = [([7, 8, 9], 0), ([30] * 11, 2)]
+    read: list[int] = []
+    shared = SharedReading(model, tokens, places, 40, [*hidden, ([1, 2], 1)], 37, read.append)
+    assert sum(read) == len(tokens)
+    for chosen in (hidden, hidden[1:], [([1, 2], 1)], []):
+        text, last = list[int](), 0
+        for ids, place in chosen:
+            text += [*tokens[last : places[place]], *ids]
+            last = places[place]
+        session = Session(model)
+        for chunk in chunks([*text, *tokens[last:]], 50):
+            session.read(chunk)
+        ((layer, expected),) = session.get_memory_state().layers.items()
+        found = shared.final_state(chosen)
+        assert layer == shared.layer and found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {chosen}")
+
+
+def test_a_sentence_changes_the_memory_where_it_lies() -> None:
+    model = model_with()
+    tokens = [index % 250 for index in range(200)]
+    hidden = [([7, 8, 9], 0), ([7, 8, 9], 1)]
+    shared = SharedReading(model, tokens, [10, 100], 20, hidden, 64, lambda count: None)
+    states = [shared.final_state(one)["M"] for one in ([hidden[0]], [hidden[1]], [])]
+    assert min(float((a - b).abs().max()) for a, b in ((states[0], states[1]), (states[0], states[2]))) > 1e-3
+
+
+def test_samples_spread_over_the_places_and_are_decided_by_the_seed(small: Any) -> None:
+    samples = [make_recall_sample(small, "two_keys", 700, index) for index in range(8)]
+    assert samples == [make_recall_sample(small, "two_keys", 700, index) for index in range(8)]
+    assert samples[0] != make_recall_sample(dataclasses.replace(small, seed=1), "two_keys", 700, 0)
+    assert [sample.place for sample in samples] == [0, 1, 2, 3, 0, 1, 2, 3]
+    for sample in samples:
+        assert len(sample.hidden) == 2 and [place for _, place in sample.hidden] == sorted(
+            {place for _, place in sample.hidden}
+        )
+        (asked,) = [sentence for sentence, place in sample.hidden if place == sample.place]
+        assert sample.answer.strip() in asked and sample.answer.strip() not in sample.question
+
+
+def run(subject: Subject, chosen: Any) -> tuple[list[dict[str, Any]], Any]:
+    done = run_units(recall_units(subject, chosen), "recall", progress=False)
+    return done.results, recall_outcome(subject, chosen, done.results)
+
+
+def test_shared_and_full_reading_give_the_same_answers(small: Any, bytes_tokenizer: Any) -> None:
+    subject = Subject(model_with(), bytes_tokenizer, "tiny")
+    shared, outcome = run(subject, small)
+    full, _ = run(subject, dataclasses.replace(small, reading="full"))
+    assert len(shared) == 2 and len(full) == 10
+
+    def by_sample(results: list[dict[str, Any]], condition: str) -> dict[Any, float]:
+        answers = [answer for text in results for answer in text["answers"] if answer["condition"] == condition]
+        return {(answer["task"], answer["sample"]): answer["tokens_right"] for answer in answers}
+
+    for condition in (MEMORY, WINDOW_ONLY):
+        assert by_sample(shared, condition) == by_sample(full, condition)
+        assert len(by_sample(shared, condition)) == 10
+    assert outcome.counts["questions"] == 10
+    assert {(cell["task"], cell["samples"]) for cell in outcome.results["cells"]} == {
+        ("single_noise", 5),
+        ("two_keys", 5),
+    }
+    assert "share one reading" in outcome.summary[1]
+
+
+def test_what_the_controls_know_is_warned_of(small: Any, bytes_tokenizer: Any) -> None:
+    subject = Subject(model_with(), bytes_tokenizer, "tiny")
+    answer = {"task": "single_noise", "sample": 0, "depth": 0.1, "tokens_right": 1.0, "exact": True}
+    answers = [{**answer, "condition": condition} for condition in (MEMORY, WINDOW_ONLY, OTHER_SAMPLE)]
+    answers[2]["exact"] = False
+    outcome = recall_outcome(
+        subject, dataclasses.replace(small, tasks=["single_noise"]), [{"length": 700, "answers": answers}]
+    )
+    assert len(outcome.warnings) == 1 and "window only answers 100%" in outcome.warnings[0]
+    assert outcome.results["cells"][0]["exact"] == {MEMORY: 1.0, WINDOW_ONLY: 1.0, OTHER_SAMPLE: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": ["in_books"]}, "recall.text is not named"),
+        ({"lengths": [200]}, "has no room for 4 places"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_first(
+    small: Any, bytes_tokenizer: Any, changes: dict[str, Any], said: str
+) -> None:
+    subject = Subject(model_with(), bytes_tokenizer, "tiny")
+    with pytest.raises(SenriError, match=said):
+        recall_units(subject, dataclasses.replace(small, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": ["sinlge_noise"]}, "did you mean|single_noise"),
+        ({"tasks": []}, "tasks is empty"),
+        ({"samples": 0}, "samples is 0"),
+        ({"places": 1, "tasks": ["two_keys"]}, "fewer than the 2"),
+    ],
+)
+def test_wrong_settings_are_named(small: Any, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SenriError, match=said):
+        dataclasses.replace(small, **changes)
+
+
+def test_memories_whose_reading_cannot_be_shared_are_read_in_full(small: Any, bytes_tokenizer: Any) -> None:
+    subject = Subject(model_with(memory_layers=(1, 2)), bytes_tokenizer, "tiny")
+    with pytest.raises(SenriError, match="set reading=full"):
+        recall_units(subject, small)
+    assert recall_units(subject, dataclasses.replace(small, reading="full"))
