@@ -1,6 +1,7 @@
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -319,10 +320,16 @@ def test_values_have_the_shapes_of_their_kinds():
 # Parts.
 
 
-def test_a_fact_is_asked_for_in_two_styles():
+def test_a_fact_is_asked_for_in_three_styles():
     fact = Fact("Ada lives in Rome.", "Where does Ada live?", "in Rome", "Ada", "facts", "Ada lives")
     assert ask(fact, "question") == ("\nQuestion: Where does Ada live?\nAnswer:", " in Rome")
     assert ask(fact, "completion") == ("\nAda lives", " in Rome")
+    said = replace(fact, sentence="Since May Ada lives in Rome.")
+    assert ask(said, "verbatim") == ("\nSince May Ada lives", " in Rome")
+    # Without the one it is about, or glued to what stands before, the beginning of the sentence does not ask for it.
+    for sentence in ("It is in Rome that Ada lives.", "Ada lives <in Rome>."):
+        answer = "in Rome"
+        assert ask(replace(fact, sentence=sentence, answer=answer), "verbatim") == ask(fact, "completion")
     with pytest.raises(SenriError, match="there is no style 'questions' of asking: did you mean 'question'?"):
         ask(fact, "questions")  # type: ignore[arg-type]
 

@@ -1,5 +1,6 @@
 """Recall training: samples are what they say, the memory alone can know the answer, and lengths grow and are kept."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,14 @@ TEXT = "The inn stood by the water. Nobody had seen the ferryman since Tuesday, 
 
 def recall_values(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
-    small = {"first_length": 40, "longest": 160, "neighbourhood": 8, "question_context": 4, "text_tokens": 12}
+    small = {
+        "beginning_until": 40,
+        "first_length": 40,
+        "longest": 160,
+        "neighbourhood": 8,
+        "question_context": 4,
+        "text_tokens": 12,
+    }
     return values | small | {"tokens_per_batch": 100000} | changes
 
 
@@ -72,7 +80,7 @@ def text_of(tokenizer: Any, ids: Tensor) -> str:
 def test_a_sample_hides_its_answer_and_asks_for_it(batches: Any, bytes_tokenizer: Any) -> None:
     maker = batches(text_share=0.0)
     for number in range(20):
-        sample = maker._sample(number, 60)
+        sample = maker._sample(number, 60, maker._config.later)
         hidden = [text_of(bytes_tokenizer, torch.tensor(ids)) for ids, _ in sample.facts]
         tail = text_of(bytes_tokenizer, torch.tensor(sample.tail[: sample.answer]))
         answer = text_of(bytes_tokenizer, torch.tensor(sample.tail[sample.answer :])).removesuffix("<eos>").strip()
@@ -84,8 +92,9 @@ def test_a_sample_hides_its_answer_and_asks_for_it(batches: Any, bytes_tokenizer
 def test_the_states_are_those_of_the_text_with_the_facts_in_it(
     batches: Any, model: SenriForCausalLM, bytes_tokenizer: Any
 ) -> None:
-    maker = batches(text_share=0.0, needles=[1])
-    sample = maker._sample(3, 60)
+    maker = batches(text_share=0.0)
+    later = dataclasses.replace(maker._config.later, needles=[1])
+    sample = maker._sample(3, 60, later)
     states = maker.read(sample)
     ((ids, place),) = sample.facts
     assert len(states) == 60 + len(ids)
@@ -105,6 +114,14 @@ def test_samples_are_decided_by_seed_and_number(batches: Any) -> None:
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["tail_ids"][:, :8], other["tail_ids"][:, :8])
+
+
+def test_short_texts_ask_for_easy_things(batches: Any, bytes_tokenizer: Any) -> None:
+    maker = batches(text_share=0.0, beginning_until=100)
+    easy = maker(numbered(8))
+    assert {KINDS[kind] for kind in easy["kinds"].tolist()} == {"numbers"}
+    maker._length.length = 100
+    assert len({*maker(numbered(8))["kinds"].tolist()}) > 1
 
 
 def test_long_texts_come_in_small_batches(batches: Any) -> None:
@@ -173,7 +190,7 @@ def write(recipe_file: Path, **changes: Any) -> Path:
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = write(recipe_file, passed_at=0.01, smoothing=0.1, styles={"completion": 1.0})
+    recipe = write(recipe_file, passed_at=0.01, smoothing=0.1)
 
     def run(name: str) -> list[tuple[float, float]]:
         outcome = ThreeStageTrainer(ConfigManager(recipe, [f"experiment.name={name}"])).train()
@@ -200,8 +217,8 @@ def test_settings_that_do_not_go_together_are_refused(recipe_file: Path) -> None
         ("training.recall=null", "training.recall says nothing"),
         ("training.stages.memory.max_steps=null", "set max_steps"),
         ("training.recall.growth=1", "growth is 1"),
-        ("training.recall.needles=[]", "needles is"),
-        ("training.recall.kinds={}", "kinds is"),
+        ("training.recall.later.needles=[]", "needles is"),
+        ("training.recall.beginning.kinds={}", "kinds is"),
     ):
         with pytest.raises(SenriError, match=message):
             ConfigManager(recipe, [word])

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from senri.errors import SenriError, nearest
 
-Style = Literal["question", "completion"]
+Style = Literal["question", "completion", "verbatim"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,19 @@ def ask(fact: Fact, style: Style) -> tuple[str, str]:
 
     Args:
         fact: the one asked for.
-        style: as a question, or as a sentence to complete.
+        style: as a question, as a sentence to complete, or verbatim: the very sentence, up to the answer; where what it
+            is about does not stand before the answer, as a sentence to complete.
 
     Raises:
         SenriError: an unknown style.
     """
     if style == "question":
         return f"\nQuestion: {fact.question}\nAnswer:", f" {fact.answer}"
+    if style == "verbatim":
+        before = fact.sentence.partition(fact.answer)[0]
+        if before.endswith(" ") and fact.key.casefold() in before.casefold():
+            return f"\n{before.rstrip()}", f" {fact.answer}"
+        style = "completion"
     if style == "completion":
         return f"\n{fact.completion}", f" {fact.answer}"
     raise SenriError(f"there is no style {style!r} of asking: {nearest(style, get_args(Style))}")

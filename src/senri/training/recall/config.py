@@ -5,7 +5,30 @@ from typing import Literal
 
 from senri.errors import SenriError
 
-Style = Literal["completion", "question", "chat"]
+Style = Literal["verbatim", "completion", "question", "chat"]
+
+
+@dataclass
+class Asked:
+    """What is hidden and how it is asked for.
+
+    Args:
+        needles: numbers of facts that are hidden, one of them asked; drawn with equal chances.
+        kinds: of facts, with their weights.
+        styles: ways to ask, with their weights.
+    """
+
+    needles: list[int]
+    kinds: dict[str, float]
+    styles: dict[Style, float]
+
+    def __post_init__(self) -> None:
+        for name in ("kinds", "styles"):
+            weights = getattr(self, name)
+            if not weights or min(weights.values()) < 0 or not sum(weights.values()):
+                raise SenriError(f"training.recall.{name} is {weights}, but it must name some with weights above 0.")
+        if not self.needles or min(self.needles) < 1:
+            raise SenriError(f"training.recall.needles is {self.needles}, but it must hold numbers from 1 on.")
 
 
 @dataclass
@@ -20,9 +43,10 @@ class RecallConfig:
         smoothing: of that share, from step to step.
         shortest_share: lengths are drawn from this share of the current one up to all of it.
         tokens_per_batch: long texts come in smaller batches, of about so many tokens; two samples at least.
-        needles: numbers of facts that are hidden, one of them asked; drawn with equal chances.
-        kinds: of facts, with their weights.
-        styles: ways to ask, with their weights.
+        beginning: what is hidden and asked while texts are shorter than `beginning_until`: easy things, because nothing
+            is learnt from many at once before the memory finds the first.
+        beginning_until: tokens.
+        later: what is hidden and asked from then on.
         neighbourhood: tokens before a fact that its states see.
         question_context: tokens of the text that stand before the question.
         text_share: share of samples that hide nothing and go on with the text.
@@ -37,9 +61,9 @@ class RecallConfig:
     smoothing: float
     shortest_share: float
     tokens_per_batch: int
-    needles: list[int]
-    kinds: dict[str, float]
-    styles: dict[Style, float]
+    beginning: Asked
+    beginning_until: int
+    later: Asked
     neighbourhood: int
     question_context: int
     text_share: float
@@ -59,9 +83,8 @@ class RecallConfig:
         for name in ("passed_at", "smoothing", "shortest_share", "text_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be from 0 to below 1.")
-        for name in ("kinds", "styles"):
-            weights = getattr(self, name)
-            if not weights or min(weights.values()) < 0 or not sum(weights.values()):
-                raise SenriError(f"training.recall.{name} is {weights}, but it must name some with weights above 0.")
-        if not self.needles or min(self.needles) < 1:
-            raise SenriError(f"training.recall.needles is {self.needles}, but it must hold numbers from 1 on.")
+
+    @property
+    def kinds(self) -> list[str]:
+        """All kinds of facts that are asked for at any time."""
+        return list(dict.fromkeys([*self.beginning.kinds, *self.later.kinds]))

@@ -18,7 +18,7 @@ from senri.data.facts import Fact, FactMaker, ask
 from senri.errors import SenriError
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.frozen_base import lower_states
-from senri.training.recall.config import RecallConfig
+from senri.training.recall.config import Asked, RecallConfig, Style
 from senri.training.recall.curriculum import GrowingLength
 from senri.training.rows import TrainingRows
 
@@ -90,7 +90,9 @@ class RecallBatches:
         rng = random.Random(f"{self._seed}-{numbers[0]}-batch")
         length = max(int(self._length.length * rng.uniform(self._config.shortest_share, 1)), 1)
         fitting = min(len(numbers), max(self._config.tokens_per_batch // length, 2))
-        samples = [self._sample(number, length) for number in numbers[:fitting]]
+        is_beginning = self._length.length < self._config.beginning_until
+        asked = self._config.beginning if is_beginning else self._config.later
+        samples = [self._sample(number, length, asked) for number in numbers[:fitting]]
         texts = [self.read(sample) for sample in samples]
         tails = [torch.tensor(sample.tail) for sample in samples]
         lengths = torch.tensor([len(text) for text in texts])
@@ -119,26 +121,26 @@ class RecallBatches:
         pieces.append(self._base.stretch(sample.start + last, sample.length - last))
         return torch.cat(pieces)
 
-    def _sample(self, number: int, length: int) -> _Sample:
+    def _sample(self, number: int, length: int, chosen: Asked) -> _Sample:
         config = self._config
         rng = random.Random(f"{self._seed}-{number}")
         start = rng.randrange(self._margin, self._tokens - length - self._margin)
         if rng.random() < config.text_share:
             tail = self._ids(start + length - config.question_context, config.question_context + config.text_tokens)
             return _Sample(start, length, (), tail, None)
-        kind = _drawn(rng, config.kinds)
-        facts = self._makers[kind].make(rng, rng.choice(config.needles))
+        kind = _drawn(rng, chosen.kinds)
+        facts = self._makers[kind].make(rng, rng.choice(chosen.needles))
         places = sorted(rng.randrange(length + 1) for _ in facts)
         hidden = tuple((self._encode(f" {fact.sentence}"), place) for fact, place in zip(facts, places, strict=True))
         asked = rng.choice(facts)
         context = self._ids(start + length - config.question_context, config.question_context)
-        question, answer = self._asked(asked, _drawn(rng, config.styles))
+        question, answer = self._asked(asked, _drawn(rng, chosen.styles))
         tail = [*context, *question, *answer]
-        return _Sample(start, length, hidden, tail, len(tail) - len(answer), list(config.kinds).index(kind))
+        return _Sample(start, length, hidden, tail, len(tail) - len(answer), config.kinds.index(kind))
 
-    def _asked(self, fact: Fact, style: str) -> tuple[list[int], list[int]]:
+    def _asked(self, fact: Fact, style: Style) -> tuple[list[int], list[int]]:
         if style != "chat":
-            question, answer = ask(fact, "question" if style == "question" else "completion")
+            question, answer = ask(fact, style)
             return self._encode(question), self._encode(answer)
         message = [{"role": "user", "content": fact.question}]
         text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
