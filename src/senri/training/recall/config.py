@@ -16,11 +16,13 @@ class Asked:
         needles: numbers of facts that are hidden, one of them asked; drawn with equal chances.
         kinds: of facts, with their weights.
         styles: ways to ask, with their weights.
+        text_share: share of samples that hide nothing and go on with the text.
     """
 
     needles: list[int]
     kinds: dict[str, float]
     styles: dict[Style, float]
+    text_share: float
 
     def __post_init__(self) -> None:
         for name in ("kinds", "styles"):
@@ -29,6 +31,8 @@ class Asked:
                 raise SenriError(f"training.recall.{name} is {weights}, but it must name some with weights above 0.")
         if not self.needles or min(self.needles) < 1:
             raise SenriError(f"training.recall.needles is {self.needles}, but it must hold numbers from 1 on.")
+        if not 0 <= self.text_share < 1:
+            raise SenriError(f"training.recall.text_share is {self.text_share}, but it must be from 0 to below 1.")
 
 
 @dataclass
@@ -49,8 +53,7 @@ class RecallConfig:
         later: what is hidden and asked from then on.
         neighbourhood: tokens before a fact that its states see.
         question_context: tokens of the text that stand before the question.
-        text_share: share of samples that hide nothing and go on with the text.
-        text_tokens: how far.
+        text_tokens: how far samples that hide nothing go on with the text.
         kl_weight: of the divergence from the memory-less model in those, beside the loss of the answers.
     """
 
@@ -66,7 +69,6 @@ class RecallConfig:
     later: Asked
     neighbourhood: int
     question_context: int
-    text_share: float
     text_tokens: int
     kl_weight: float
 
@@ -80,7 +82,7 @@ class RecallConfig:
             )
         if self.growth <= 1:
             raise SenriError(f"training.recall.growth is {self.growth}, but it must be above 1.")
-        for name in ("passed_at", "smoothing", "shortest_share", "text_share"):
+        for name in ("passed_at", "smoothing", "shortest_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be from 0 to below 1.")
 

@@ -125,7 +125,7 @@ class RecallBatches:
         config = self._config
         rng = random.Random(f"{self._seed}-{number}")
         start = rng.randrange(self._margin, self._tokens - length - self._margin)
-        if rng.random() < config.text_share:
+        if rng.random() < chosen.text_share:
             tail = self._ids(start + length - config.question_context, config.question_context + config.text_tokens)
             return _Sample(start, length, (), tail, None)
         kind = _drawn(rng, chosen.kinds)
