@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from senri.cli.continue_session import continued_elsewhere
 from senri.errors import SenriError
@@ -21,18 +22,30 @@ def preset(tmp_path: Path, base_folder: Path) -> Path:
     return path
 
 
+def base_tokens(out: Path, text: str) -> list[int]:
+    ids: list[int] = AutoTokenizer.from_pretrained(out / "model")(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 @pytest.mark.slow
 def test_the_demo_does_everything_and_a_second_run_keeps_the_model(senri, preset, text, tmp_path, capsys):
     out = tmp_path / "demo"
     words = ["demo", "--out", out, "--text", text, f"preset={preset}", *SMALL]
     assert senri(*words) == 0
-    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{out / 'report.html'}" in said and "facts found again: with memory" in said
     values = json.loads((out / "report.json").read_text())
     results = values["results"]
     assert results["continue_max_difference"] == 0
     assert list(results["perplexity"]) == ["base, full attention", "window alone", "window + memory"]
     assert {score["tokens"] for score in results["perplexity"].values()} == {59}
-    assert results["reading"][-1]["tokens"] == 300
+    hidden = sum(len(base_tokens(out, f" {fact['sentence']}")) for fact in results["facts"])
+    assert results["reading"][-1]["tokens"] == 300 + hidden
+    assert max(fact["hidden_at"] for fact in results["facts"]) <= 300 - 16
+    readers = list(dict.fromkeys(one["reader"] for one in results["asked"]))
+    assert readers[:2] == ["with memory", "memory off"] and readers[2].startswith("base, last")
+    assert len(results["asked"]) == 3 * len(results["facts"]) and len(results["facts"]) > 3
+    assert (out / "facts.png").read_bytes().startswith(b"\x89PNG")
     assert values["settings"]["tokens"] == 300
     assert values["command"].startswith("senri demo tokens=300") or "tokens=300" in values["command"]
     assert (out / "reading.png").read_bytes().startswith(b"\x89PNG")

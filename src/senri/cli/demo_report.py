@@ -4,6 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from senri.evaluation.charts import heat_map_figure
 from senri.evaluation.figures import human_bytes, reading_figure
 from senri.evaluation.health import warning_of
 from senri.evaluation.outcome import Picture, Table
@@ -11,7 +14,8 @@ from senri.evaluation.perplexity_part import COLUMNS, WITH_MEMORY, WITHOUT_MEMOR
 from senri.evaluation.report import Report, write_report
 
 if TYPE_CHECKING:
-    from senri.cli.demo import DemoSettings, Findings
+    from senri.cli.demo import DemoSettings
+    from senri.cli.demo_measures import Findings
     from senri.data import Document
     from senri.models import SenriForCausalLM
 
@@ -25,7 +29,7 @@ def write_demo_report(
     findings: "Findings",
     command: list[str],
 ) -> Path:
-    """Write report.html, report.json and reading.png, and return the page's path."""
+    """Write report.html, report.json and the pictures, and return the page's path."""
     records = findings.reading.records
     last = records[-1]
     carried = last.state_bytes + last.window_bytes
@@ -40,6 +44,7 @@ def write_demo_report(
     summary = [
         f"{base} read {last.tokens:,} tokens of {document.name} and carries {human_bytes(carried)}: "
         f"{human_bytes(last.state_bytes)} of memory and {human_bytes(last.window_bytes)} of window.",
+        f"Facts found again: {facts_found(findings)}.",
         f"Full attention would have kept {human_bytes(cache)} by then, {cache / carried:.1f} times as much, and more "
         f"with every further token.",
         f"The session was saved ({human_bytes(findings.session_bytes)}), loaded by a second process and continued: "
@@ -58,10 +63,55 @@ def write_demo_report(
         settings=asdict(settings),
         results=_results(document, base, model, findings),
         warnings=[f"{name}: {text}" for name, score in scores.items() if (text := warning_of(score.perplexity))],
-        tables=[_perplexity_table(scores, settings), _bytes_table(findings)],
-        pictures=[Picture("reading", figure, caption)],
+        tables=[facts_table(findings), _perplexity_table(scores, settings), _bytes_table(findings)],
+        pictures=[_facts_picture(findings, last.tokens), Picture("reading", figure, caption)],
     )
     return write_report(out, report)
+
+
+def facts_found(findings: "Findings") -> str:
+    """Say how many facts each reader found."""
+    names = list(dict.fromkeys(one.reader for one in findings.asked))
+    right = {name: sum(one.is_right for one in findings.asked if one.reader == name) for name in names}
+    return ", ".join(f"{name} {count} of {len(findings.facts)}" for name, count in right.items())
+
+
+def facts_table(findings: "Findings") -> Table:
+    """Return questions, right answers, and what each reader said."""
+    names = list(dict.fromkeys(one.reader for one in findings.asked))
+    said = {(one.reader, one.fact): one for one in findings.asked}
+    rows = []
+    for number, fact in enumerate(findings.facts):
+        answers = [said[name, number] for name in names]
+        rows.append(
+            [
+                f"{findings.places[number]:,}",
+                fact.question,
+                fact.answer,
+                *(f"{'yes' if one.is_right else 'no'}: {one.said}" for one in answers),
+            ]
+        )
+    note = (
+        "Each fact stands once in the text, before the token named first, further back than base and window reach. "
+        "The model with its memory off has read the same last tokens as the base."
+    )
+    return Table("Facts hidden in the text", ("hidden at", "question", "answer", *names), rows, note)
+
+
+def _facts_picture(findings: "Findings", tokens: int) -> Picture:
+    names = list(dict.fromkeys(one.reader for one in findings.asked))
+    order = sorted(range(len(findings.facts)), key=lambda number: findings.places[number])
+    share = {(one.reader, one.fact): one.tokens_right for one in findings.asked}
+    figure = heat_map_figure(
+        {"facts": np.array([[share[name, number] for number in order] for name in names])},
+        [f"{100 * findings.places[number] / tokens:.0f}%" for number in order],
+        names,
+        "where the fact lies in the text",
+        "",
+        "answer tokens right",
+    )
+    caption = "Share of each answer's tokens that are the likeliest given those before them, by fact and reader."
+    return Picture("facts", figure, caption)
 
 
 def _compared(scores: dict[str, Any]) -> str:
@@ -115,5 +165,9 @@ def _results(document: "Document", base: str, model: "SenriForCausalLM", finding
         "session_bytes": findings.session_bytes,
         "cache_bytes_per_token": findings.cache_bytes_per_token,
         "perplexity": plain(findings.perplexities),
+        "facts": [
+            {**asdict(fact), "hidden_at": place} for fact, place in zip(findings.facts, findings.places, strict=True)
+        ],
+        "asked": [asdict(one) for one in findings.asked],
         "reading": [asdict(record) for record in findings.reading.records],
     }
