@@ -47,7 +47,7 @@ MIXERS = {
         "sliding_window": 6,
         "attention_sink": True,
         "default_layer_type": "sliding_attention",
-        "memory": DELTA_TOKENS,
+        "memory": {**DELTA_TOKENS, "learned_read_strength": True},
     },
     "gated_delta": {
         "memory_layers": [0, 1],
@@ -120,7 +120,9 @@ def tiny_model(mixer: str, family: str = "llama", seed: int = 0, **options: obje
     model = SenriForCausalLM(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "memory_o_proj" in name or ".sink." in name:  # fresh ones add nothing; here they must
+            if (
+                "memory_o_proj" in name or ".sink." in name or "memory_read" in name
+            ):  # fresh ones add nothing; here they must
                 parameter.normal_(std=0.5)
     return model
 

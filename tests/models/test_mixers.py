@@ -36,6 +36,26 @@ def test_a_closed_gate_leaves_attention_and_an_open_one_the_memory(
 
 
 @torch.no_grad()
+def test_what_is_read_is_added_as_strongly_as_the_token_asks_for_it(
+    build: Callable[..., SenriForCausalLM], ids: Tensor
+) -> None:
+    model = build("add")
+    read = model.model.layers[1].self_attn.memory_read
+    with model.memory_disabled():
+        base = model(ids).logits
+    asked = model(ids).logits
+    read.proj.weight.zero_()
+    read.proj.bias.fill_(-40.0)
+    torch.testing.assert_close(model(ids).logits, base, **TOLERANCE)
+    read.proj.bias.fill_(40.0)
+    whole = model(ids).logits
+    assert not torch.allclose(whole, base, **TOLERANCE) and not torch.allclose(whole, asked, **TOLERANCE)
+    read.reset_parameters()
+    hidden, remembered = torch.randn(2, 3, model.config.hidden_size), torch.randn(2, 3, read.proj.out_features, 5)
+    torch.testing.assert_close(read(remembered, hidden), 0.9 * remembered)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("pads", [0, 4])
 def test_a_sink_is_seen_from_the_token_that_lost_the_first(

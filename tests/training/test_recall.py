@@ -31,13 +31,13 @@ from .test_language_modelling import assert_same, gradients
 TEXT = "The inn stood by the water. Nobody had seen the ferryman since Tuesday, and the lamp was out. " * 20
 
 
-def recall_values(text_share: float | None = None, **changes: Any) -> dict[str, Any]:
+def recall_values(text_share: float | None = None, passed_at: float | None = None, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
     small = {"beginning_until": 40, "first_length": 40, "longest": 160}
     values |= {**small, "neighbourhood": 8, "question_context": 4, "text_tokens": 12, "tokens_per_batch": 100000}
-    if text_share is not None:
-        values |= {when: {**values[when], "text_share": text_share} for when in ("beginning", "later")}
-    return values | changes
+    of_asked = {"text_share": text_share, "passed_at": passed_at}
+    given = {name: value for name, value in of_asked.items() if value is not None}
+    return values | {when: {**values[when], **given} for when in ("beginning", "later")} | changes
 
 
 def recall_config(**changes: Any) -> RecallConfig:

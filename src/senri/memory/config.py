@@ -50,6 +50,9 @@ class MemoryConfig:
         short_convolution: kernel size of a causal depthwise convolution on queries and keys; 0 for none.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
         write_strength: beta, or the start of the learned beta; in (0, 1].
+        learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
+            all of it is. Only with `combine: add`.
+        read_strength: where the learned one starts, in (0, 1).
         decay: alpha of `gated_delta` at the start (learned from the hidden state); in (0, 1).
         calibration: `whiten` centres and whitens queries and keys per head, set from real text at conversion.
         gate_init: logit of the gate at the start; strongly negative means closed.
@@ -80,6 +83,8 @@ class MemoryConfig:
     short_convolution: int = 0
     learned_write_strength: bool = False
     write_strength: float = 1.0
+    learned_read_strength: bool = False
+    read_strength: float = 0.9
     decay: float = 0.99
     calibration: Calibration = "none"
     gate_init: float = -4.0
@@ -111,6 +116,13 @@ class MemoryConfig:
             )
         if self.rule == "gated_delta" and self.decay == 1.0:
             raise SenriError("memory.decay is 1.0, where a learned decay cannot start: take a value below 1.")
+        if not 0.0 < self.read_strength < 1.0:
+            raise SenriError(f"memory.read_strength is {self.read_strength}, but it must be above 0 and below 1.")
+        if self.learned_read_strength and self.combine != "add":
+            raise SenriError(
+                f"memory.learned_read_strength needs memory.combine 'add', but combine is {self.combine!r}: set it to "
+                f"false, or combine to 'add'."
+            )
         if self.eps <= 0:
             raise SenriError(f"memory.eps is {self.eps}, but it must be above 0.")
         if self.normaliser == "denominator" and self.feature_map in ("l2", "silu_l2"):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from senri.mixers.added_memory import AddedMemory
+from senri.mixers.added_memory import AddedMemory, ReadStrength
 from senri.mixers.memory_alone import MemoryAlone
 from senri.mixers.sink import AttentionSink
 from senri.mixers.softmax import SenriMixer, SoftmaxAttention
@@ -13,6 +13,7 @@ __all__ = [
     "AttentionSink",
     "MemoryAlone",
     "MemoryGate",
+    "ReadStrength",
     "SenriMixer",
     "SoftmaxAttention",
     "WindowMemory",

@@ -1,7 +1,9 @@
 """Softmax attention, untouched, plus a memory branch with its own projections: the base stays whole."""
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -9,6 +11,33 @@ from senri.mixers.branches import build_branch
 from senri.mixers.context import MixerMasks
 from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SoftmaxAttention
+
+
+class ReadStrength(nn.Module):
+    """How strongly a read is added, per head and token, from the hidden state: whether anybody asks.
+
+    A read that is normalised is as large where nothing was found as where something was; this keeps it out.
+
+    Args:
+        hidden_size: of the hidden states.
+        num_heads: of the memory.
+        initial: strength at the start, in (0, 1).
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.proj = nn.Linear(hidden_size, num_heads)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the strength to its start, whatever the hidden state."""
+        nn.init.zeros_(self.proj.weight)
+        nn.init.constant_(self.proj.bias, math.log(self.initial / (1.0 - self.initial)))
+
+    def forward(self, remembered: Tensor, hidden_states: Tensor) -> Tensor:
+        """Scale `[batch, seq, heads, value_dim]` by strengths from `[batch, seq, hidden]`."""
+        return remembered * torch.sigmoid(self.proj(hidden_states)).unsqueeze(-1)
 
 
 class AddedMemory(SoftmaxAttention):
@@ -21,6 +50,9 @@ class AddedMemory(SoftmaxAttention):
         self.memory = build_branch(config, layer_idx)
         self.memory_o_proj = nn.Linear(sizes["num_heads"] * sizes["value_dim"], config.hidden_size, bias=False)
         nn.init.zeros_(self.memory_o_proj.weight)
+        memory = config.memory_config_of(layer_idx)
+        if memory.learned_read_strength:
+            self.memory_read = ReadStrength(config.hidden_size, sizes["num_heads"], memory.read_strength)
 
     def forward(
         self,
@@ -34,6 +66,8 @@ class AddedMemory(SoftmaxAttention):
         out, weights = super().forward(hidden_states, masks, position_embeddings, past_key_values, **kwargs)
         if self.memory_enabled:
             remembered = recall(self.memory, hidden_states, None, masks, past_key_values, self.layer_idx)
+            if hasattr(self, "memory_read"):
+                remembered = self.memory_read(remembered, hidden_states)
             out = out + self.memory_o_proj(remembered.flatten(2))
         else:
             let_pass(hidden_states, past_key_values, self.layer_idx)

@@ -31,7 +31,15 @@ from senri.memory import Memory, MemoryInputs
 from senri.memory.branch import MemoryBranch
 from senri.memory.shared_read import QueryInputs, SharedReader
 from senri.memory.short_convolution import ShortConvolution
-from senri.mixers import AddedMemory, AttentionSink, MemoryGate, SenriMixer, SoftmaxAttention, build_mixer
+from senri.mixers import (
+    AddedMemory,
+    AttentionSink,
+    MemoryGate,
+    ReadStrength,
+    SenriMixer,
+    SoftmaxAttention,
+    build_mixer,
+)
 from senri.mixers.cache_senri import adopt_cache
 from senri.mixers.context import MixerMasks
 from senri.models.configuration_senri import SenriConfig
@@ -39,7 +47,7 @@ from senri.models.masks import create_senri_masks, packed_sequences, tokens_seen
 from senri.models.rotary import SenriRotaryEmbedding
 from senri.models.sessions import SessionMixin
 
-SELF_INITIALISING = (Memory, MemoryInputs, QueryInputs, ShortConvolution, MemoryGate, AttentionSink)
+SELF_INITIALISING = (Memory, MemoryInputs, QueryInputs, ShortConvolution, MemoryGate, ReadStrength, AttentionSink)
 """Modules that set their own parameters at the start."""
 
 

@@ -17,12 +17,14 @@ class Asked:
         kinds: of facts, with their weights.
         styles: ways to ask, with their weights.
         text_share: share of samples that hide nothing and go on with the text.
+        passed_at: share of right answer tokens from which on the length grows.
     """
 
     needles: list[int]
     kinds: dict[str, float]
     styles: dict[Style, float]
     text_share: float
+    passed_at: float
 
     def __post_init__(self) -> None:
         for name in ("kinds", "styles"):
@@ -31,8 +33,9 @@ class Asked:
                 raise SenriError(f"training.recall.{name} is {weights}, but it must name some with weights above 0.")
         if not self.needles or min(self.needles) < 1:
             raise SenriError(f"training.recall.needles is {self.needles}, but it must hold numbers from 1 on.")
-        if not 0 <= self.text_share < 1:
-            raise SenriError(f"training.recall.text_share is {self.text_share}, but it must be from 0 to below 1.")
+        for name in ("text_share", "passed_at"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be from 0 to below 1.")
 
 
 @dataclass
@@ -43,8 +46,7 @@ class RecallConfig:
         first_length: tokens of the text before the question at the start.
         longest: tokens that it grows to.
         growth: factor when enough answers are right.
-        passed_at: share of right answer tokens from which on the length grows.
-        smoothing: of that share, from step to step.
+        smoothing: of the share of right answer tokens, from step to step.
         shortest_share: lengths are drawn from this share of the current one up to all of it.
         tokens_per_batch: long texts come in smaller batches, of about so many tokens; two samples at least.
         beginning: what is hidden and asked while texts are shorter than `beginning_until`: easy things, because nothing
@@ -60,7 +62,6 @@ class RecallConfig:
     first_length: int
     longest: int
     growth: float
-    passed_at: float
     smoothing: float
     shortest_share: float
     tokens_per_batch: int
@@ -82,9 +83,13 @@ class RecallConfig:
             )
         if self.growth <= 1:
             raise SenriError(f"training.recall.growth is {self.growth}, but it must be above 1.")
-        for name in ("passed_at", "smoothing", "shortest_share"):
+        for name in ("smoothing", "shortest_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be from 0 to below 1.")
+
+    def asked_at(self, length: float) -> Asked:
+        """Return what is hidden and asked while texts have so many tokens."""
+        return self.beginning if length < self.beginning_until else self.later
 
     @property
     def kinds(self) -> list[str]:

@@ -90,8 +90,7 @@ class RecallBatches:
         rng = random.Random(f"{self._seed}-{numbers[0]}-batch")
         length = max(int(self._length.length * rng.uniform(self._config.shortest_share, 1)), 1)
         fitting = min(len(numbers), max(self._config.tokens_per_batch // length, 2))
-        is_beginning = self._length.length < self._config.beginning_until
-        asked = self._config.beginning if is_beginning else self._config.later
+        asked = self._config.asked_at(self._length.length)
         samples = [self._sample(number, length, asked) for number in numbers[:fitting]]
         texts = [self.read(sample) for sample in samples]
         tails = [torch.tensor(sample.tail) for sample in samples]
