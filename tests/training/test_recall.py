@@ -31,13 +31,17 @@ from .test_language_modelling import assert_same, gradients
 TEXT = "The inn stood by the water. Nobody had seen the ferryman since Tuesday, and the lamp was out. " * 20
 
 
-def recall_values(text_share: float | None = None, passed_at: float | None = None, **changes: Any) -> dict[str, Any]:
+def recall_values(**changes: Any) -> dict[str, Any]:
+    """Return the recipe's settings for small texts; what belongs to a phase is changed in all of them."""
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
-    small = {"beginning_until": 40, "first_length": 40, "longest": 160}
-    values |= {**small, "neighbourhood": 8, "question_context": 4, "text_tokens": 12, "tokens_per_batch": 100000}
-    of_asked = {"text_share": text_share, "passed_at": passed_at}
-    given = {name: value for name, value in of_asked.items() if value is not None}
-    return values | {when: {**values[when], **given} for when in ("beginning", "later")} | changes
+    of_phases = {name: changes.pop(name) for name in list(changes) if name in values["phases"][0]}
+    phases = [phase | of_phases for phase in values["phases"]]
+    phases[0]["until"], phases[1]["until"] = 30, 40
+    small = {"first_length": 40, "longest": 160, "neighbourhood": 8, "question_context": 4, "text_tokens": 12}
+    return values | small | {"tokens_per_batch": 100000, "phases": phases} | changes
+
+
+RECIPE_KINDS = [*KINDS, "passages"]
 
 
 def recall_config(**changes: Any) -> RecallConfig:
@@ -75,8 +79,9 @@ def text_of(tokenizer: Any, ids: Tensor) -> str:
 
 def test_a_sample_hides_its_answer_and_asks_for_it(batches: Any, bytes_tokenizer: Any) -> None:
     maker = batches(text_share=0.0)
+    phase = dataclasses.replace(maker._config.phases[-1], kinds=dict.fromkeys(KINDS, 1.0))
     for number in range(20):
-        sample = maker._sample(number, 60, maker._config.later)
+        sample = maker._sample(number, 60, phase)
         hidden = [text_of(bytes_tokenizer, torch.tensor(ids)) for ids, _ in sample.facts]
         tail = text_of(bytes_tokenizer, torch.tensor(sample.tail[: sample.answer]))
         answer = text_of(bytes_tokenizer, torch.tensor(sample.tail[sample.answer :])).removesuffix("<eos>").strip()
@@ -89,8 +94,8 @@ def test_the_states_are_those_of_the_text_with_the_facts_in_it(
     batches: Any, model: SenriForCausalLM, bytes_tokenizer: Any
 ) -> None:
     maker = batches(text_share=0.0)
-    later = dataclasses.replace(maker._config.later, needles=[1])
-    sample = maker._sample(3, 60, later)
+    phase = dataclasses.replace(maker._config.phases[-1], needles=[1], kinds={"facts": 1.0})
+    sample = maker._sample(3, 60, phase)
     states = maker.read(sample)
     ((ids, place),) = sample.facts
     assert len(states) == 60 + len(ids)
@@ -112,12 +117,28 @@ def test_samples_are_decided_by_seed_and_number(batches: Any) -> None:
     assert not torch.equal(first["tail_ids"][:, :8], other["tail_ids"][:, :8])
 
 
-def test_short_texts_ask_for_easy_things(batches: Any, bytes_tokenizer: Any) -> None:
-    maker = batches(text_share=0.0, beginning_until=100)
-    easy = maker(numbered(8))
-    assert {KINDS[kind] for kind in easy["kinds"].tolist()} == {"numbers"}
-    maker._length.length = 100
-    assert len({*maker(numbered(8))["kinds"].tolist()}) > 1
+def test_a_passage_is_asked_for_by_its_beginning(batches: Any) -> None:
+    maker = batches(text_share=0.0, passage_cue=6, passage_tokens=10)
+    phase = dataclasses.replace(maker._config.phases[-1], kinds={"passages": 1.0})
+    flat = torch.cat(list(maker._rows.tokens)).tolist()
+    for number in range(10):
+        sample = maker._sample(number, 30, phase)
+        text = flat[sample.start : sample.start + 30]
+        asked = sample.tail[1:]  # behind a line break
+        assert sample.answer == len(sample.tail) - 10 and len(asked) == 16 and sample.facts == ()
+        assert any(text[place : place + 16] == asked for place in range(15))
+    assert len(maker._sample(0, 9, phase).tail) == 1 + 9
+
+
+def test_short_texts_ask_for_easy_things(batches: Any) -> None:
+    maker = batches(text_share=0.0)
+    kinds = maker._config.kinds
+    maker._length.length = 20
+    easy = maker(numbered(12))
+    assert {kinds[kind] for kind in easy["kinds"].tolist()} == {"numbers", "passages"} and easy["kl_weight"] == 0
+    maker._length.length = 50
+    hard = maker(numbered(12))
+    assert len({*hard["kinds"].tolist()}) > 2 and hard["kl_weight"] == 1
 
 
 def test_long_texts_come_in_small_batches(batches: Any) -> None:
@@ -127,7 +148,7 @@ def test_long_texts_come_in_small_batches(batches: Any) -> None:
 
 def test_the_loss_is_that_of_answers_read_by_all_layers(batches: Any, model: SenriForCausalLM) -> None:
     batch = batches(text_share=0.0)(numbered(3))
-    found = Recall(model, 16, "full", True, 2, kl_weight=0.0, kinds=KINDS)(**batch)
+    found = Recall(model, 16, "full", True, 2, kinds=RECIPE_KINDS)(**batch)
     mine = gradients(model, found["loss"])
     losses = []
     for row in range(3):
@@ -144,18 +165,18 @@ def test_the_loss_is_that_of_answers_read_by_all_layers(batches: Any, model: Sen
     assert torch.isclose(found["loss"], loss, rtol=1e-4)
     assert_same(mine, gradients(model, loss), 1e-3)
     assert found["length"] == batch["lengths"].float().mean()
-    by_kind = {KINDS[kind] for kind in batch["kinds"].tolist()}
+    by_kind = {RECIPE_KINDS[kind] for kind in batch["kinds"].tolist()}
     assert {name.removeprefix("correct_") for name in found if name.startswith("correct_")} == by_kind
 
 
 def test_plain_text_is_held_to_the_model_without_memory(batches: Any, model: SenriForCausalLM) -> None:
-    batch = batches(text_share=0.99)(numbered(3))
+    batch = batches(text_share=0.99, kl_weight=0.5)(numbered(3))
     assert batch["is_text"].any() and not batch["is_answer"].any()
-    found = Recall(model, 16, "full", False, 2, kl_weight=0.5, kinds=KINDS)(**batch)
+    found = Recall(model, 16, "full", False, 2, kinds=RECIPE_KINDS)(**batch)
     assert "correct" not in found and found["divergence"] > 0
     assert torch.isclose(found["loss"], 0.5 * found["divergence"])
     torch.nn.init.zeros_(model.model.layers[2].self_attn.memory_o_proj.weight)
-    assert Recall(model, 16, "full", False, 2, kl_weight=0.5, kinds=KINDS)(**batch)["divergence"].abs() < 1e-6
+    assert Recall(model, 16, "full", False, 2, kinds=RECIPE_KINDS)(**batch)["divergence"].abs() < 1e-6
 
 
 def test_lengths_grow_when_answers_are_right(batches: Any) -> None:
@@ -207,14 +228,31 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
     assert run("cut") == whole and len(whole) == 6
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"needles": []}, "needles is"),
+        ({"kinds": {}}, "kinds is"),
+        ({"styles": {"chat": 0.0}}, "styles is"),
+        ({"passed_at": 1.0}, "passed_at is 1.0"),
+        ({"until": None}, "phases end at"),
+    ],
+)
+def test_a_wrong_phase_is_refused(changes: dict[str, Any], said: str) -> None:
+    values = recall_values()
+    values["phases"][0] |= changes
+    with pytest.raises(SenriError, match=said):
+        build(RecallConfig, values, "test")
+
+
 def test_settings_that_do_not_go_together_are_refused(recipe_file: Path) -> None:
     recipe = write(recipe_file)
     for word, message in (
         ("training.recall=null", "training.recall says nothing"),
         ("training.stages.memory.max_steps=null", "set max_steps"),
         ("training.recall.growth=1", "growth is 1"),
-        ("training.recall.later.needles=[]", "needles is"),
-        ("training.recall.beginning.kinds={}", "kinds is"),
+        ("training.recall.phases=[]", "phases end at"),
+        ("training.recall.first_length=8", "no longer than passage_cue"),
     ):
         with pytest.raises(SenriError, match=message):
             ConfigManager(recipe, [word])

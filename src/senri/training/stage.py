@@ -199,7 +199,7 @@ class Stage:
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":
             assert training.recall is not None
-            return Recall(*segments, kl_weight=training.recall.kl_weight, kinds=training.recall.kinds)
+            return Recall(*segments, kinds=training.recall.kinds)
         if training.answers_only:
             return AnswersOnly(*segments)
         return LanguageModelling(*segments, base=base, kl_weight=self.config.kl_weight)

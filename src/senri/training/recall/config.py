@@ -5,37 +5,47 @@ from typing import Literal
 
 from senri.errors import SenriError
 
+PASSAGES = "passages"
+
 Style = Literal["verbatim", "completion", "question", "chat"]
 
 
 @dataclass
-class Asked:
-    """What is hidden and how it is asked for.
+class Phase:
+    """What is hidden and how it is asked for, while texts are not longer than so many tokens.
 
     Args:
+        until: tokens; the next phase begins when texts reach it. None in the last phase.
         needles: numbers of facts that are hidden, one of them asked; drawn with equal chances.
-        kinds: of facts, with their weights.
+        kinds: of facts, with their weights; `passages` are pieces of the text itself, asked for by their beginning.
         styles: ways to ask, with their weights.
         text_share: share of samples that hide nothing and go on with the text.
+        kl_weight: of the divergence from the memory-less model in those, beside the loss of the answers.
         passed_at: share of right answer tokens from which on the length grows.
     """
 
+    until: int | None
     needles: list[int]
     kinds: dict[str, float]
     styles: dict[Style, float]
     text_share: float
+    kl_weight: float
     passed_at: float
 
     def __post_init__(self) -> None:
         for name in ("kinds", "styles"):
             weights = getattr(self, name)
             if not weights or min(weights.values()) < 0 or not sum(weights.values()):
-                raise SenriError(f"training.recall.{name} is {weights}, but it must name some with weights above 0.")
+                raise SenriError(
+                    f"training.recall.phases: {name} is {weights}, but it must name some with weights above 0."
+                )
         if not self.needles or min(self.needles) < 1:
-            raise SenriError(f"training.recall.needles is {self.needles}, but it must hold numbers from 1 on.")
+            raise SenriError(f"training.recall.phases: needles is {self.needles}, but it must hold numbers from 1 on.")
         for name in ("text_share", "passed_at"):
             if not 0 <= getattr(self, name) < 1:
-                raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be from 0 to below 1.")
+                raise SenriError(
+                    f"training.recall.phases: {name} is {getattr(self, name)}, but it must be from 0 to below 1."
+                )
 
 
 @dataclass
@@ -49,14 +59,13 @@ class RecallConfig:
         smoothing: of the share of right answer tokens, from step to step.
         shortest_share: lengths are drawn from this share of the current one up to all of it.
         tokens_per_batch: long texts come in smaller batches, of about so many tokens; two samples at least.
-        beginning: what is hidden and asked while texts are shorter than `beginning_until`: easy things, because nothing
-            is learnt from many at once before the memory finds the first.
-        beginning_until: tokens.
-        later: what is hidden and asked from then on.
+        phases: what is hidden and asked, by length: easy things first, because nothing is learnt from many at once
+            before the memory finds the first.
         neighbourhood: tokens before a fact that its states see.
         question_context: tokens of the text that stand before the question.
         text_tokens: how far samples that hide nothing go on with the text.
-        kl_weight: of the divergence from the memory-less model in those, beside the loss of the answers.
+        passage_cue: tokens of a passage that ask for the rest of it.
+        passage_tokens: most tokens of that rest.
     """
 
     first_length: int
@@ -65,18 +74,36 @@ class RecallConfig:
     smoothing: float
     shortest_share: float
     tokens_per_batch: int
-    beginning: Asked
-    beginning_until: int
-    later: Asked
+    phases: list[Phase]
     neighbourhood: int
     question_context: int
     text_tokens: int
-    kl_weight: float
+    passage_cue: int
+    passage_tokens: int
 
     def __post_init__(self) -> None:
-        for name in ("first_length", "tokens_per_batch", "neighbourhood", "question_context", "text_tokens"):
+        for name in (
+            "first_length",
+            "tokens_per_batch",
+            "neighbourhood",
+            "question_context",
+            "text_tokens",
+            "passage_cue",
+            "passage_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be at least 1.")
+        ends = [phase.until for phase in self.phases]
+        rising = sorted({end for end in ends if end is not None})
+        if ends != [*rising, None]:
+            raise SenriError(
+                f"training.recall.phases end at {ends}, but each must end later than the one before, the last at null."
+            )
+        if self.first_length <= self.passage_cue:
+            raise SenriError(
+                f"training.recall.first_length is {self.first_length}, no longer than passage_cue {self.passage_cue}: "
+                f"raise it."
+            )
         if self.longest < self.first_length:
             raise SenriError(
                 f"training.recall.longest is {self.longest}, less than first_length {self.first_length}: raise it."
@@ -87,11 +114,11 @@ class RecallConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be from 0 to below 1.")
 
-    def asked_at(self, length: float) -> Asked:
-        """Return what is hidden and asked while texts have so many tokens."""
-        return self.beginning if length < self.beginning_until else self.later
+    def phase_at(self, length: float) -> Phase:
+        """Return the phase of texts of so many tokens."""
+        return next(phase for phase in self.phases if phase.until is None or length < phase.until)
 
     @property
     def kinds(self) -> list[str]:
         """All kinds of facts that are asked for at any time."""
-        return list(dict.fromkeys([*self.beginning.kinds, *self.later.kinds]))
+        return list(dict.fromkeys(kind for phase in self.phases for kind in phase.kinds))

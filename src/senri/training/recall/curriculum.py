@@ -27,10 +27,10 @@ class GrowingLength(TrainerCallback, ExportableState):
             return
         smoothing = self.config.smoothing
         self.share = smoothing * self.share + (1 - smoothing) * float(figures["correct"])
-        if self.share > self.config.asked_at(self.length).passed_at:
+        if self.share > self.config.phase_at(self.length).passed_at:
             self.length = min(self.length * self.config.growth, float(self.config.longest))
             # The longer texts must prove themselves before the next growth.
-            self.share = self.config.asked_at(self.length).passed_at * self.config.smoothing
+            self.share = self.config.phase_at(self.length).passed_at * self.config.smoothing
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

@@ -17,16 +17,22 @@ class Recall(AnswersOnly):
 
     Args:
         *segments: of `SegmentedObjective`, for reading the text.
-        kl_weight: of the divergence in plain text.
         kinds: names of the kinds of facts.
     """
 
-    def __init__(self, *segments: Any, kl_weight: float, kinds: Sequence[str]) -> None:
+    def __init__(self, *segments: Any, kinds: Sequence[str]) -> None:
         super().__init__(*segments)
-        self.kl_weight, self.kinds = kl_weight, tuple(kinds)
+        self.kinds = tuple(kinds)
 
     def forward(  # type: ignore[override]
-        self, states: Tensor, lengths: Tensor, tail_ids: Tensor, is_answer: Tensor, is_text: Tensor, kinds: Tensor
+        self,
+        states: Tensor,
+        lengths: Tensor,
+        tail_ids: Tensor,
+        is_answer: Tensor,
+        is_text: Tensor,
+        kinds: Tensor,
+        kl_weight: Tensor,
     ) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and what else is worth knowing.
 
@@ -40,6 +46,7 @@ class Recall(AnswersOnly):
             is_answer: `[batch, tail]`, which of these are answers.
             is_text: `[batch, tail]`, which of these are plain text.
             kinds: `[batch]`, the kind of the fact that is asked for, as its place in `self.kinds`; -1 in plain text.
+            kl_weight: scalar, of the divergence in plain text beside the loss of the answers.
         """
         memory = self.read(tail_ids.new_zeros(states.shape[:2]), lengths, states)
         positions = lengths[:, None] + torch.arange(tail_ids.shape[1], device=tail_ids.device)
@@ -60,7 +67,7 @@ class Recall(AnswersOnly):
             found["correct"] = (share * is_right).sum()
             asked = kinds[row]
             found |= {f"correct_{self.kinds[kind]}": is_right[asked == kind].mean() for kind in asked.unique().tolist()}
-        if self.kl_weight and bool(before_text.any()):
+        if bool(before_text.any()):
             rows = is_text.any(dim=1)
             with torch.no_grad(), self.model.memory_disabled():
                 alone = self.model.model(tail_ids[rows], position_ids=positions[rows], use_cache=False)
@@ -69,6 +76,6 @@ class Recall(AnswersOnly):
             divergence = F.kl_div(
                 logits.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True
             )
-            loss = loss + self.kl_weight * divergence
+            loss = loss + kl_weight * divergence
             found["divergence"] = divergence.detach()
         return {"loss": loss, **found}

@@ -18,7 +18,7 @@ from senri.data.facts import Fact, FactMaker, ask
 from senri.errors import SenriError
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.frozen_base import lower_states
-from senri.training.recall.config import Asked, RecallConfig, Style
+from senri.training.recall.config import PASSAGES, Phase, RecallConfig, Style
 from senri.training.recall.curriculum import GrowingLength
 from senri.training.rows import TrainingRows
 
@@ -74,7 +74,7 @@ class RecallBatches:
             raise SenriError("recall training starts from the outputs of frozen layers: set training.frozen_base=true.")
         self._model, self._tokenizer, self._rows, self._base = model, tokenizer, rows, rows.frozen_base
         self._config, self._length, self._seed, self._half = config, length, seed, half
-        self._makers = {kind: FactMaker("train", [kind]) for kind in config.kinds}
+        self._makers = {kind: FactMaker("train", [kind]) for kind in config.kinds if kind != PASSAGES}
         self._row_tokens = len(rows.tokens[0])
         self._tokens = len(rows) * self._row_tokens
         self._margin = max(config.neighbourhood, config.question_context, config.text_tokens)
@@ -90,8 +90,8 @@ class RecallBatches:
         rng = random.Random(f"{self._seed}-{numbers[0]}-batch")
         length = max(int(self._length.length * rng.uniform(self._config.shortest_share, 1)), 1)
         fitting = min(len(numbers), max(self._config.tokens_per_batch // length, 2))
-        asked = self._config.asked_at(self._length.length)
-        samples = [self._sample(number, length, asked) for number in numbers[:fitting]]
+        phase = self._config.phase_at(self._length.length)
+        samples = [self._sample(number, length, phase) for number in numbers[:fitting]]
         texts = [self.read(sample) for sample in samples]
         tails = [torch.tensor(sample.tail) for sample in samples]
         lengths = torch.tensor([len(text) for text in texts])
@@ -108,6 +108,7 @@ class RecallBatches:
             "is_answer": present & (columns >= answers[:, None]),
             "is_text": present & is_text[:, None],
             "kinds": torch.tensor([sample.kind for sample in samples]),
+            "kl_weight": torch.tensor(phase.kl_weight),
         }
 
     def read(self, sample: _Sample) -> Tensor:
@@ -120,22 +121,35 @@ class RecallBatches:
         pieces.append(self._base.stretch(sample.start + last, sample.length - last))
         return torch.cat(pieces)
 
-    def _sample(self, number: int, length: int, chosen: Asked) -> _Sample:
+    def _sample(self, number: int, length: int, phase: Phase) -> _Sample:
         config = self._config
         rng = random.Random(f"{self._seed}-{number}")
         start = rng.randrange(self._margin, self._tokens - length - self._margin)
-        if rng.random() < chosen.text_share:
+        if rng.random() < phase.text_share:
             tail = self._ids(start + length - config.question_context, config.question_context + config.text_tokens)
             return _Sample(start, length, (), tail, None)
-        kind = _drawn(rng, chosen.kinds)
-        facts = self._makers[kind].make(rng, rng.choice(chosen.needles))
+        kind = _drawn(rng, phase.kinds)
+        number_of_kind = config.kinds.index(kind)
+        if kind == PASSAGES:
+            return self._passage(start, length, number_of_kind, rng)
+        facts = self._makers[kind].make(rng, rng.choice(phase.needles))
         places = sorted(rng.randrange(length + 1) for _ in facts)
         hidden = tuple((self._encode(f" {fact.sentence}"), place) for fact, place in zip(facts, places, strict=True))
         asked = rng.choice(facts)
         context = self._ids(start + length - config.question_context, config.question_context)
-        question, answer = self._asked(asked, _drawn(rng, chosen.styles))
+        question, answer = self._asked(asked, _drawn(rng, phase.styles))
         tail = [*context, *question, *answer]
-        return _Sample(start, length, hidden, tail, len(tail) - len(answer), config.kinds.index(kind))
+        return _Sample(start, length, hidden, tail, len(tail) - len(answer), number_of_kind)
+
+    def _passage(self, start: int, length: int, kind: int, rng: random.Random) -> _Sample:
+        """Return a sample that asks for a piece of the text by its beginning, without the text before the question:
+        the piece may stand in it.
+        """
+        cue = min(self._config.passage_cue, length - 1)
+        rest = min(self._config.passage_tokens, length - cue)
+        place = start + rng.randrange(length - cue - rest + 1)
+        tail = [*self._encode("\n"), *self._ids(place, cue + rest)]
+        return _Sample(start, length, (), tail, len(tail) - rest, kind)
 
     def _asked(self, fact: Fact, style: Style) -> tuple[list[int], list[int]]:
         if style != "chat":
