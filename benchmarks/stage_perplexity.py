@@ -43,7 +43,7 @@ def main() -> None:
     def show(what: str, measured: torch.nn.Module) -> None:
         found[what] = held_out_perplexity(measured, documents, chunk).perplexity
         ratio = found[what] / next(iter(found.values()))
-        print(f"{what:28}{found[what]:>10.3f}{ratio:>10.4f}", flush=True)
+        print(f"{what:30}{found[what]:>10.3f}{ratio:>10.4f}", flush=True)
 
     print(f"{len(documents)} documents, {sum(ids.shape[1] for ids in documents):,} tokens")
     if model.config.base_name_or_path:
@@ -56,6 +56,8 @@ def main() -> None:
         if stage.is_finished:
             stage.load(model)
             show(f"after {name}", model)
+            with model.memory_disabled():
+                show(f"after {name}, memory off", model)
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
