@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 
-from senri.conversion import Preset, convert
+from senri.conversion import Preset, convert, load_preset
 from senri.conversion.trained import SUFFIX, find_trained, shipped_memories
 from senri.errors import SenriError
 from senri.memory import MemoryConfig
@@ -70,3 +71,17 @@ def test_a_name_or_a_file_that_is_not_there(base: Path) -> None:
 def test_shipped_memories_are_found_by_name() -> None:
     for name, path in shipped_memories().items():
         assert find_trained(name) == path and path.suffix == SUFFIX
+
+
+def test_the_recall_preset_and_its_memory_belong_together() -> None:
+    preset = load_preset("smollm2_recall")
+    assert preset.trained == "smollm2_recall"
+    path = find_trained(preset.trained)
+    assert path.stat().st_size <= 10_000_000
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+        assert preset.memory.num_heads is not None and preset.memory.value_dim is not None
+        width = preset.memory.num_heads * preset.memory.value_dim
+        assert file.get_slice("model.layers.10.self_attn.memory_o_proj.weight").get_shape() == [width, width]
+    assert all(name.startswith("model.layers.10.self_attn.memory") for name in names)
+    assert any("memory_read" in name for name in names)
