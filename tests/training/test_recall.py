@@ -56,11 +56,13 @@ def model() -> SenriForCausalLM:
 
 
 @pytest.fixture
-def batches(model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: Path) -> Any:
+def batches(model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ids = torch.tensor(bytes_tokenizer(TEXT)["input_ids"][: 5 * 256]).view(5, 256)
     rows = TrainingRows([{"input_ids": row} for row in ids], answers=False)
     rows.frozen_base = FrozenBase(model, rows.tokens, tmp_path, "float32", "text", 64)
-    bytes_tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    monkeypatch.setattr(
+        bytes_tokenizer, "chat_template", "{% for m in messages %}<{{ m.content }}>{% endfor %}", raising=False
+    )
 
     def make(seed: int = 0, **changes: Any) -> RecallBatches:
         config = recall_config(**changes)
@@ -141,6 +143,13 @@ def test_short_texts_ask_for_easy_things(batches: Any) -> None:
     assert len({*hard["kinds"].tolist()}) > 2 and hard["kl_weight"] == 1
 
 
+def test_a_chat_needs_a_template(batches: Any, bytes_tokenizer: Any) -> None:
+    bytes_tokenizer.chat_template = None
+    with pytest.raises(SenriError, match="no chat template: leave chat out"):
+        batches()
+    batches(styles={"question": 1.0})
+
+
 def test_long_texts_come_in_small_batches(batches: Any) -> None:
     assert len(batches(tokens_per_batch=90, shortest_share=0.99)(numbered(8))["lengths"]) == 2
     assert len(batches(tokens_per_batch=100000)(numbered(8))["lengths"]) == 8
@@ -207,7 +216,7 @@ def write(recipe_file: Path, **changes: Any) -> Path:
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = write(recipe_file, passed_at=0.01, smoothing=0.1)
+    recipe = write(recipe_file, passed_at=0.01, smoothing=0.1, styles={"completion": 1.0})
 
     def run(name: str) -> list[tuple[float, float]]:
         outcome = ThreeStageTrainer(ConfigManager(recipe, [f"experiment.name={name}"])).train()

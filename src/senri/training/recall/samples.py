@@ -57,7 +57,7 @@ class RecallBatches:
         half: run frozen layers in bfloat16, as the trainer runs the others.
 
     Raises:
-        SenriError: the rows bring no states, or less text than the longest sample.
+        SenriError: the rows bring no states, or less text than the longest sample; a chat without a template.
     """
 
     def __init__(
@@ -72,6 +72,11 @@ class RecallBatches:
     ) -> None:
         if rows.frozen_base is None:
             raise SenriError("recall training starts from the outputs of frozen layers: set training.frozen_base=true.")
+        if any(phase.styles.get("chat") for phase in config.phases) and not tokenizer.chat_template:
+            raise SenriError(
+                "training.recall.phases ask in the style chat, but the tokenizer has no chat template: leave chat out of "
+                "styles."
+            )
         self._model, self._tokenizer, self._rows, self._base = model, tokenizer, rows, rows.frozen_base
         self._config, self._length, self._seed, self._half = config, length, seed, half
         self._makers = {kind: FactMaker("train", [kind]) for kind in config.kinds if kind != PASSAGES}
