@@ -74,8 +74,8 @@ class RecallBatches:
             raise SenriError("recall training starts from the outputs of frozen layers: set training.frozen_base=true.")
         if any(phase.styles.get("chat") for phase in config.phases) and not tokenizer.chat_template:
             raise SenriError(
-                "training.recall.phases ask in the style chat, but the tokenizer has no chat template: leave chat out of "
-                "styles."
+                "training.recall.phases ask in the style chat, but the tokenizer has no chat template: leave chat "
+                "out of styles."
             )
         self._model, self._tokenizer, self._rows, self._base = model, tokenizer, rows, rows.frozen_base
         self._config, self._length, self._seed, self._half = config, length, seed, half
