@@ -163,6 +163,7 @@ def test_what_the_controls_know_is_warned_of(small: Any, bytes_tokenizer: Any) -
     [
         ({"tasks": ["in_books"]}, "recall.text is not named"),
         ({"lengths": [200]}, "has no room for 4 places"),
+        ({"samples": 5, "tasks": ["single_noise"]}, "leaves one sample alone"),
     ],
 )
 def test_what_cannot_be_measured_is_said_first(

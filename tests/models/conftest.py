@@ -120,9 +120,8 @@ def tiny_model(mixer: str, family: str = "llama", seed: int = 0, **options: obje
     model = SenriForCausalLM(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if (
-                "memory_o_proj" in name or ".sink." in name or "memory_read" in name
-            ):  # fresh ones add nothing; here they must
+            # Fresh ones add nothing, or the same everywhere; here they must.
+            if any(part in name for part in ("memory_o_proj", ".sink.", "memory_read")):
                 parameter.normal_(std=0.5)
     return model
 

@@ -244,6 +244,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ({"kinds": {}}, "kinds is"),
         ({"styles": {"chat": 0.0}}, "styles is"),
         ({"passed_at": 1.0}, "passed_at is 1.0"),
+        ({"kl_weight": -1.0}, "kl_weight is -1.0"),
         ({"until": None}, "phases end at"),
     ],
 )

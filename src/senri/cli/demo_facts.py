@@ -55,7 +55,7 @@ class Facts:
         facts: what is hidden, in the order in which it is asked for.
 
     Raises:
-        SenriError: none.
+        SenriError: there are none.
     """
 
     facts: list[HiddenFact]

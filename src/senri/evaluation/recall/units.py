@@ -90,7 +90,12 @@ class _Text:
         ]
 
     def check_room(self) -> None:
-        """Raise SenriError where the places do not fit into the text in front of the window."""
+        """Raise SenriError where the places do not fit into the text in front of the window, or a sample is alone."""
+        if len(self.samples) < 2:
+            raise SenriError(
+                f"samples is {self.settings.samples}, which leaves one sample alone in a text of "
+                f"{self.settings.places} places, with no other for the control: take one more or one less."
+            )
         room, apart = self.length - self.subject.context, 2 * self.settings.behind
         if room < self.settings.places * apart:
             raise SenriError(

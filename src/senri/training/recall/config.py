@@ -41,6 +41,8 @@ class Phase:
                 )
         if not self.needles or min(self.needles) < 1:
             raise SenriError(f"training.recall.phases: needles is {self.needles}, but it must hold numbers from 1 on.")
+        if self.kl_weight < 0:
+            raise SenriError(f"training.recall.phases: kl_weight is {self.kl_weight}, but it must be 0 or above.")
         for name in ("text_share", "passed_at"):
             if not 0 <= getattr(self, name) < 1:
                 raise SenriError(
