@@ -34,9 +34,10 @@ TEXT = "The inn stood by the water. Nobody had seen the ferryman since Tuesday, 
 def recall_values(**changes: Any) -> dict[str, Any]:
     """Return the recipe's settings for small texts; what belongs to a phase is changed in all of them."""
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
-    of_phases = {name: changes.pop(name) for name in list(changes) if name in values["phases"][0]}
-    phases = [phase | of_phases for phase in values["phases"]]
-    phases[0]["until"], phases[1]["until"] = 30, 40
+    of_phases = {name: changes.pop(name) for name in list(changes) if name in values["phases"][-1]}
+    easy = {"until": 30, "kinds": {"numbers": 1.0, "passages": 1.0}, "styles": {"verbatim": 1.0}, "kl_weight": 0.0}
+    later = [{"until": until, "kl_weight": 1.0} for until in (40, None)]
+    phases = [values["phases"][-1] | phase | of_phases for phase in (easy, *later)]
     small = {"first_length": 40, "longest": 160, "neighbourhood": 8, "question_context": 4, "text_tokens": 12}
     return values | small | {"tokens_per_batch": 100000, "phases": phases} | changes
 

@@ -8,8 +8,8 @@ from senri.errors import SenriError, nearest
 from senri.models.hand_built import MODELS
 from senri.training.recall.config import RecallConfig
 
-Train = Literal["memory", "mixers", "all"]
-Loss = Literal["distillation", "language_model", "recall"]
+Train = Literal["values", "memory", "mixers", "all"]
+Loss = Literal["distillation", "values", "language_model", "recall"]
 Gradient = Literal["full", "segment", "none"]
 StageName = Literal["distill", "memory", "full"]
 STAGES: tuple[StageName, ...] = ("distill", "memory", "full")
@@ -76,6 +76,8 @@ class StageConfig:
             raise SenriError(f"kl_weight is {self.kl_weight}, but it must be from 0 to 1.")
         if self.loss == "recall" and (self.max_steps is None or self.train != "memory"):
             raise SenriError("the loss recall makes samples without end for a memory: set max_steps, and train memory.")
+        if (self.loss == "values") != (self.train == "values") or (self.loss == "values" and self.max_steps is None):
+            raise SenriError("the loss values has stretches of text without end: set max_steps, and train values.")
         if self.loss == "distillation" and (self.kl_weight or self.train == "all"):
             raise SenriError("the loss distillation trains mixers towards the base's: set kl_weight 0, train mixers.")
 
@@ -139,8 +141,12 @@ class TrainingConfig:
         for length in self.curriculum:
             if not 2 <= length <= self.max_length:
                 raise SenriError(f"training.curriculum has {length}, but lengths are from 2 to {self.max_length}.")
-        if self.recall is None and any(stage.loss == "recall" for stage in self.stages.enabled.values()):
-            raise SenriError("a stage has the loss recall, but training.recall says nothing: give its settings.")
+        losses = [stage.loss for stage in self.stages.enabled.values()]
+        if self.recall is None and (wanted := {"recall", "values"} & {*losses}):
+            raise SenriError(
+                f"a stage has the loss {' and '.join(sorted(wanted))}, but training.recall says nothing: give its "
+                f"settings."
+            )
         if self.curriculum and self.answers_only:
             raise SenriError("training.curriculum cuts the answers off that answers_only trains: choose one.")
 

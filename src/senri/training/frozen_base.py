@@ -45,6 +45,7 @@ class FrozenBase:
         dtype: of what is kept, `float16` or `float32`.
         identity: of the rows; outputs of others in the folder are dropped.
         segment_tokens: tokens of one forward pass.
+        half: compute in bfloat16, as the trainer computes the layers above.
 
     Raises:
         SenriError: the first layer is trained, or a folder that cannot be written.
@@ -58,18 +59,19 @@ class FrozenBase:
         dtype: str,
         identity: str,
         segment_tokens: int,
+        half: bool = False,
     ) -> None:
         self.start_layer = first_trained_layer(model)
         if self.start_layer == 0:
             raise SenriError("frozen_base needs frozen layers below the first trained one: set it to false.")
-        self._model, self._rows, self._segment_tokens = model, rows, segment_tokens
+        self._model, self._rows, self._segment_tokens, self._half = model, rows, segment_tokens, half
         shape = (len(rows), len(rows[0]), model.config.hidden_size)
         lower = {
             name: parameter
             for name, parameter in model.model.named_parameters()
             if name.startswith("embed_tokens") or _layer_of(name) in range(self.start_layer)
         }
-        facts = [identity, fingerprint({"layer": self.start_layer}, lower), shape, dtype]
+        facts = [identity, fingerprint({"layer": self.start_layer}, lower), shape, dtype, half]
         self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         try:
             make_folder(folder)
@@ -96,7 +98,8 @@ class FrozenBase:
     def _row(self, row: int) -> Any:
         if not self._is_there[row]:
             ids = self._rows[row].unsqueeze(0).to(self._model.device)
-            states = lower_states(self._model, ids, self.start_layer, self._segment_tokens)
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._half):
+                states = lower_states(self._model, ids, self.start_layer, self._segment_tokens)
             with np.errstate(over="ignore"):  # said in words below
                 self._states[row] = states[0].float().cpu().numpy()
             if not np.isfinite(self._states[row]).all():

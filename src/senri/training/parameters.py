@@ -11,13 +11,16 @@ _STRENGTHS = ("memory_gate", "gate_weight", "gate_bias", "beta_proj", "decay_pro
 """Gates, write and read strengths: few numbers that must move far, which the base's rate does not let them."""
 
 
+_VALUES = ("memory.inputs.v_proj.weight", "memory.memory.norm_weight", "memory_o_proj.weight")
+
+
 def choose_trained(model: SenriForCausalLM, train: Train) -> None:
     """Mark what is trained and freeze the rest.
 
     Args:
         model: a Senri model.
-        train: `memory`: the memories, their gates and output projections; `mixers`: all of the mixers that have a
-            memory; `all`: everything.
+        train: `values`: what makes the memories' values and adds those that were found; `memory`: the memories, their
+            gates and output projections; `mixers`: all of the mixers that have a memory; `all`: everything.
     """
     mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
     # An orthogonal memory's basis is computed, never learnt.
@@ -25,6 +28,7 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
     for name, parameter in model.named_parameters():
         in_mixer = next((name.removeprefix(mixer) for mixer in mixers if name.startswith(mixer)), None)
         chosen = {
+            "values": in_mixer is not None and in_mixer in _VALUES,
             "memory": in_mixer is not None and in_mixer.startswith("memory"),
             "mixers": in_mixer is not None,
             "all": True,

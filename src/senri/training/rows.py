@@ -43,6 +43,16 @@ class TrainingRows(Dataset[dict[str, Any]]):
         """The token ids of all rows."""
         return _Tokens(self._ids)
 
+    def stretch(self, start: int, count: int) -> Tensor:
+        """Return a stretch of all rows one after the other, `[count]`."""
+        length, pieces = len(self.tokens[0]), []
+        while count > 0:
+            row, column = divmod(start, length)
+            piece = self.tokens[row][column : column + count]
+            pieces.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64)
+
 
 class _Tokens(Sequence[Tensor]):
     """The token ids of rows, made tensors as they are asked for."""

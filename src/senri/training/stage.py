@@ -28,6 +28,7 @@ from senri.training.parameters import choose_trained
 from senri.training.recall.curriculum import GrowingLength
 from senri.training.recall.objective import Recall
 from senri.training.recall.samples import NumberedSamples, RecallBatches
+from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
 from senri.training.trainer import TRAINED_FILE, SenriTrainer, load_trained, trained_tensors
 
@@ -120,10 +121,14 @@ class Stage:
             data, length = self._recall_data(model, tokenizer, rows)
             callbacks.append(length)
             per_step = 0  # texts grow
+        objective = self._objective(model, base, start_layer)
+        if isinstance(objective, ValueDecoding):
+            data = self._values_data(objective, rows)
+            per_step = training.batch_size * data["data_collator"].tokens
         trainer = SenriTrainer(
             self.config,
             training.curriculum,
-            model=self._objective(model, base, start_layer),
+            model=objective,
             args=self._arguments(),
             callbacks=[*callbacks, MetricsFile(self.metrics, self.name, per_step), StepBar(self.name, per_step)],
             **data,
@@ -171,10 +176,11 @@ class Stage:
             rows.frozen_base = FrozenBase(
                 model,
                 rows.tokens,
-                self.folder / "frozen_base",
+                self.folder.parent / "frozen_base",  # stages that start at the same layer share it
                 training.frozen_base_dtype,
                 identity,
                 training.segment_tokens,
+                half=self._in_bfloat16,
             )
         return rows.frozen_base.start_layer
 
@@ -191,10 +197,29 @@ class Stage:
         samples = NumberedSamples(self.config.max_steps * training.batch_size)
         return {"train_dataset": samples, "data_collator": batches, "on_figures": length.note}, length
 
+    def _values_data(self, objective: ValueDecoding, rows: TrainingRows) -> dict[str, Any]:
+        """Return the trainer's arguments that make stretches of text; solve what the objective starts from."""
+        training = self.recipe.training
+        assert training.recall is not None and self.config.max_steps is not None
+        config, size = training.recall.values, training.batch_size
+        stretches = Stretches(rows, config.tokens, self.recipe.experiment.seed)
+        # Other stretches than those of the steps.
+        first = self.config.max_steps * size
+        numbers = [
+            [{"number": first + batch * size + at} for at in range(size)] for batch in range(config.solve_batches)
+        ]
+        device = objective.model.device
+        batches = [{name: part.to(device) for name, part in stretches(some).items()} for some in numbers]
+        objective.solve(batches, config.ridge, config.loudness)
+        return {"train_dataset": NumberedSamples(first), "data_collator": stretches}
+
     def _objective(self, model: SenriForCausalLM, base: Any, start_layer: int) -> Objective:
         training = self.recipe.training
         if self.config.loss == "distillation":
             return Distillation(model, base)
+        if self.config.loss == "values":
+            assert training.recall is not None
+            return ValueDecoding(model, start_layer, training.recall.values.interference)
         gradient = training.gradient or model.config.memory_config.gradient
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":

@@ -51,6 +51,35 @@ class Phase:
 
 
 @dataclass
+class ValuesConfig:
+    """Settings of the loss `values`, which teaches a memory to say what it found.
+
+    Args:
+        tokens: of a stretch of text.
+        interference: largest share of another token's value in what is found.
+        solve_batches: batches from which the output projection's start is solved.
+        ridge: of that least squares.
+        loudness: root mean square of what the solved projection adds, as a share of that of the layer's states.
+    """
+
+    tokens: int
+    interference: float
+    solve_batches: int
+    ridge: float
+    loudness: float
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 2), ("solve_batches", 1), ("interference", 0)):
+            if getattr(self, name) < least:
+                raise SenriError(
+                    f"training.recall.values.{name} is {getattr(self, name)}, but it must be at least {least}."
+                )
+        for name in ("ridge", "loudness"):
+            if getattr(self, name) <= 0:
+                raise SenriError(f"training.recall.values.{name} is {getattr(self, name)}, but it must be above 0.")
+
+
+@dataclass
 class RecallConfig:
     """What `training.recall` holds.
 
@@ -68,6 +97,7 @@ class RecallConfig:
         text_tokens: how far samples that hide nothing go on with the text.
         passage_cue: tokens of a passage that ask for the rest of it.
         passage_tokens: most tokens of that rest.
+        values: of the loss values.
     """
 
     first_length: int
@@ -82,6 +112,7 @@ class RecallConfig:
     text_tokens: int
     passage_cue: int
     passage_tokens: int
+    values: ValuesConfig
 
     def __post_init__(self) -> None:
         for name in (

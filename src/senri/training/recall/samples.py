@@ -80,8 +80,7 @@ class RecallBatches:
         self._model, self._tokenizer, self._rows, self._base = model, tokenizer, rows, rows.frozen_base
         self._config, self._length, self._seed, self._half = config, length, seed, half
         self._makers = {kind: FactMaker("train", [kind]) for kind in config.kinds if kind != PASSAGES}
-        self._row_tokens = len(rows.tokens[0])
-        self._tokens = len(rows) * self._row_tokens
+        self._tokens = len(rows) * len(rows.tokens[0])
         self._margin = max(config.neighbourhood, config.question_context, config.text_tokens)
         if self._tokens < config.longest + 2 * self._margin:
             raise SenriError(
@@ -176,13 +175,8 @@ class RecallBatches:
         return [row[before : len(run)] for row, run in zip(states, runs, strict=True)]
 
     def _ids(self, start: int, count: int) -> list[int]:
-        found: list[int] = []
-        while count > 0:
-            row, column = divmod(start, self._row_tokens)
-            piece = self._rows.tokens[row][column : column + count].tolist()
-            found += piece
-            start, count = start + len(piece), count - len(piece)
-        return found
+        ids: list[int] = self._rows.stretch(start, count).tolist()
+        return ids
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,0 +1,156 @@
+"""The loss values: each position is handed the next token's value and nothing else, and the start is solved."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from senri.errors import SenriError
+from senri.models import SenriForCausalLM
+from senri.training import ConfigManager, ThreeStageTrainer
+from senri.training.callbacks import read_metrics
+from senri.training.frozen_base import FrozenBase
+from senri.training.parameters import choose_trained, trained_names
+from senri.training.recall.values import Stretches, ValueDecoding
+from senri.training.rows import TrainingRows
+
+from .conftest import tiny_model
+from .test_recall import TEXT, write
+
+LAYER = 2
+
+
+@pytest.fixture
+def model() -> SenriForCausalLM:
+    model = torch.nn.Module.to(tiny_model("add", (LAYER,), learned_read_strength=True), torch.float32)
+    choose_trained(model, "values")
+    return model
+
+
+@pytest.fixture
+def rows(model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: Path) -> TrainingRows:
+    ids = torch.tensor(bytes_tokenizer(TEXT)["input_ids"][: 5 * 256]).view(5, 256)
+    rows = TrainingRows([{"input_ids": row} for row in ids], answers=False)
+    rows.frozen_base = FrozenBase(model, rows.tokens, tmp_path, "float32", "text", 64)
+    return rows
+
+
+def some(count: int, first: int = 0) -> list[dict[str, int]]:
+    return [{"number": number} for number in range(first, first + count)]
+
+
+def test_stretches_are_the_text_and_its_states(rows: TrainingRows) -> None:
+    batch = Stretches(rows, 40, seed=3)(some(6))
+    flat, states = torch.cat(list(rows.tokens)), torch.cat([rows.frozen_base[row] for row in range(5)])  # type: ignore[index]
+    for ids, own in zip(batch["ids"], batch["states"], strict=True):
+        (place,) = (at for at in range(len(flat) - 39) if torch.equal(own, states[at : at + 40]))
+        assert torch.equal(flat[place : place + 40], ids)
+    assert torch.equal(Stretches(rows, 40, seed=3)(some(2, 4))["ids"], batch["ids"][4:])
+    assert not torch.equal(Stretches(rows, 40, seed=4)(some(6))["ids"], batch["ids"])
+
+
+def test_the_rows_stretch_goes_over_their_borders(rows: TrainingRows) -> None:
+    flat = torch.cat(list(rows.tokens))
+    assert torch.equal(rows.stretch(250, 300), flat[250:550])
+    assert rows.stretch(7, 0).tolist() == []
+
+
+def test_what_is_found_is_what_a_memory_of_one_token_reads(model: SenriForCausalLM, rows: TrainingRows) -> None:
+    """The reference writes each token alone into an empty state and reads it with its own key."""
+    states = Stretches(rows, 12, seed=0)(some(2))["states"]
+    hidden = model.model.layers[LAYER].input_layernorm(states)
+    branch: Any = model.model.layers[LAYER].self_attn.memory
+    found = ValueDecoding(model, LAYER, interference=0.0).found(LAYER, hidden)
+    tokens, _ = branch.inputs(hidden, branch.init_state(2))
+    for place in range(11):
+        one = slice(place + 1, place + 2)
+        state = branch.memory.init_state(2)
+        kept = branch.memory.write(tokens.k[:, :, one], tokens.v[:, :, one], state, tokens.beta[:, :, one], None)
+        key = tokens.k[:, :, one].repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
+        read = branch.memory.read(key, kept)
+        assert torch.allclose(found[:, place], read[:, :, 0], atol=1e-3), place
+    assert not found[:, -1].any()
+
+
+def test_interference_adds_less_than_its_share_of_another_value(model: SenriForCausalLM, rows: TrainingRows) -> None:
+    hidden = model.model.layers[LAYER].input_layernorm(Stretches(rows, 12, seed=0)(some(2))["states"])
+    clean = ValueDecoding(model, LAYER, 0.0).found(LAYER, hidden)
+    mixed = ValueDecoding(model, LAYER, 0.3).found(LAYER, hidden)
+    likeness = F.cosine_similarity(clean[:, :-1], mixed[:, :-1], dim=-1)
+    assert (likeness < 1 - 1e-6).any() and likeness.mean() > 0.9
+
+
+def test_the_solved_start_says_what_was_found(model: SenriForCausalLM, rows: TrainingRows) -> None:
+    mixer: Any = model.model.layers[LAYER].self_attn
+    torch.nn.init.zeros_(mixer.memory_o_proj.weight)
+    objective, stretches = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 40, seed=0)
+    test = stretches(some(8, 100))
+    before = objective(**test)
+    objective.solve([stretches(some(8, first)) for first in range(0, 64, 8)], ridge=1e-3, loudness=4.0)
+    after = objective(**test)
+    assert after["correct"] > before["correct"] + 0.3, (before, after)
+    heard = objective._heard(LAYER, test["states"])
+    added, states = mixer.memory_o_proj(heard)[:, :-1], test["states"]
+    ratio = added.detach().square().mean().sqrt() / states.square().mean().sqrt()
+    assert float(ratio) == pytest.approx(4.0, rel=0.1)
+    solved = mixer.memory_o_proj.weight.clone()
+    objective.solve([stretches(some(8))], ridge=1.0, loudness=1.0)  # what has learnt is left as it is
+    assert torch.equal(mixer.memory_o_proj.weight, solved)
+
+
+def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCausalLM, rows: TrainingRows) -> None:
+    prefix = f"model.layers.{LAYER}.self_attn."
+    assert {name.removeprefix(prefix) for name in trained_names(model)} == {
+        "memory.inputs.v_proj.weight",
+        "memory.memory.norm_weight",
+        "memory_o_proj.weight",
+    }
+    objective, batch = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 20, seed=0)(some(4))
+    loss = objective(**batch)["loss"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+    inputs: Any = model.model.layers[LAYER].self_attn.memory.inputs
+    with torch.no_grad():
+        inputs.k_proj.weight.normal_()
+        inputs.q_proj.weight.normal_()
+        inputs.beta_proj.bias.fill_(-20.0)
+    assert torch.equal(objective(**batch)["loss"], loss)
+
+
+def test_a_memory_of_another_kind_is_refused() -> None:
+    with pytest.raises(SenriError, match="layer 2 has another kind"):
+        ValueDecoding(tiny_model("gate", (2,)), 2, 0.0)
+
+
+def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
+    path = write(recipe_file, styles={"completion": 1.0})
+    recipe = yaml.safe_load(path.read_text())
+    recipe["training"]["stages"]["distill"] = {
+        **{"enabled": True, "loss": "values", "train": "values"},
+        **{"max_steps": 5, "learning_rate": 5.0e-3},
+    }
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    outcome = ThreeStageTrainer(ConfigManager(path)).train()
+    assert outcome.finished and [stage.name for stage in outcome.stages] == ["distill", "memory"]
+    lines = read_metrics(outcome.folder / "metrics.jsonl")
+    assert [line["stage"] for line in lines].count("distill") == 5
+    assert outcome.stages[0].tokens == 5 * 3 * 48
+    # One store of the frozen layers' outputs for both.
+    assert len([*outcome.folder.glob("stages/**/states.npy")]) == 1
+    for word, message in (
+        ("training.stages.distill.train=memory", "train values"),
+        ("training.stages.distill.max_steps=null", "set max_steps"),
+        ("training.recall.values.tokens=1", "at least 2"),
+        ("training.recall.values.ridge=0", "above 0"),
+    ):
+        with pytest.raises(SenriError, match=message):
+            ConfigManager(path, [word])
+    with pytest.raises(SenriError, match="shorter than training.recall.values.tokens"):
+        ThreeStageTrainer(
+            ConfigManager(path, ["training.recall.values.tokens=1000000", "experiment.name=long"])
+        ).train()
+    with pytest.raises(SenriError, match="frozen_base=true"):
+        ThreeStageTrainer(ConfigManager(path, ["training.frozen_base=false", "experiment.name=plain"])).train()
