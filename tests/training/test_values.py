@@ -1,5 +1,6 @@
 """The loss values: each position is handed the next token's value and nothing else, and the start is solved."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from senri.training import ConfigManager, ThreeStageTrainer
 from senri.training.callbacks import read_metrics
 from senri.training.frozen_base import FrozenBase
 from senri.training.parameters import choose_trained, trained_names
+from senri.training.recall.config import ValuesConfig
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
 
@@ -63,7 +65,7 @@ def test_what_is_found_is_what_a_memory_of_one_token_reads(model: SenriForCausal
     states = Stretches(rows, 12, seed=0)(some(2))["states"]
     hidden = model.model.layers[LAYER].input_layernorm(states)
     branch: Any = model.model.layers[LAYER].self_attn.memory
-    found = ValueDecoding(model, LAYER, interference=0.0).found(LAYER, hidden)
+    found = ValueDecoding(model, LAYER, interference=0.0).found(hidden)
     tokens, _ = branch.inputs(hidden, branch.init_state(2))
     for place in range(11):
         one = slice(place + 1, place + 2)
@@ -77,33 +79,63 @@ def test_what_is_found_is_what_a_memory_of_one_token_reads(model: SenriForCausal
 
 def test_interference_adds_less_than_its_share_of_another_value(model: SenriForCausalLM, rows: TrainingRows) -> None:
     hidden = model.model.layers[LAYER].input_layernorm(Stretches(rows, 12, seed=0)(some(2))["states"])
-    clean = ValueDecoding(model, LAYER, 0.0).found(LAYER, hidden)
-    mixed = ValueDecoding(model, LAYER, 0.3).found(LAYER, hidden)
+    clean = ValueDecoding(model, LAYER, 0.0).found(hidden)
+    mixed = ValueDecoding(model, LAYER, 0.3).found(hidden)
     likeness = F.cosine_similarity(clean[:, :-1], mixed[:, :-1], dim=-1)
     assert (likeness < 1 - 1e-6).any() and likeness.mean() > 0.9
 
 
-def test_the_solved_start_says_what_was_found(model: SenriForCausalLM, rows: TrainingRows) -> None:
+CONFIG = ValuesConfig(tokens=40, interference=0.0, solve_batches=8, solve_context=4, ridge=1e-3, loudness=4.0)
+
+
+def untrained(model: SenriForCausalLM) -> Any:
     mixer: Any = model.model.layers[LAYER].self_attn
     torch.nn.init.zeros_(mixer.memory_o_proj.weight)
+    return mixer
+
+
+def test_the_solved_start_says_what_was_found(model: SenriForCausalLM, rows: TrainingRows) -> None:
+    mixer = untrained(model)
     objective, stretches = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 40, seed=0)
     test = stretches(some(8, 100))
     before = objective(**test)
-    objective.solve([stretches(some(8, first)) for first in range(0, 64, 8)], ridge=1e-3, loudness=4.0)
+    objective.solve([stretches(some(8, first)) for first in range(0, 64, 8)], CONFIG, seed=0)
     after = objective(**test)
     assert after["correct"] > before["correct"] + 0.3, (before, after)
-    heard = objective._heard(LAYER, test["states"])
+    heard = objective._heard(test["states"], objective._asking(test["ids"]))
     added, states = mixer.memory_o_proj(heard)[:, :-1], test["states"]
     ratio = added.detach().square().mean().sqrt() / states.square().mean().sqrt()
     assert float(ratio) == pytest.approx(4.0, rel=0.1)
-    solved = mixer.memory_o_proj.weight.clone()
-    objective.solve([stretches(some(8))], ridge=1.0, loudness=1.0)  # what has learnt is left as it is
-    assert torch.equal(mixer.memory_o_proj.weight, solved)
+    solved = [parameter.clone() for parameter in model.parameters()]
+    objective.solve([stretches(some(8))], dataclasses.replace(CONFIG, loudness=1.0), seed=1)  # what has learnt stays
+    assert all(torch.equal(mine, kept) for mine, kept in zip(model.parameters(), solved, strict=True))
+
+
+def test_solved_queries_find_the_states_of_the_text(model: SenriForCausalLM, rows: TrainingRows) -> None:
+    """A passage that is asked for by its own tokens alone, among 200 tokens that were read in one go."""
+
+    def found_again() -> float:
+        branch: Any = model.model.layers[LAYER].self_attn.memory
+        norm, start = model.model.layers[LAYER].input_layernorm, 700
+        text = torch.cat([rows.frozen_base[row] for row in range(5)])[start : start + 200]  # type: ignore[index]
+        own = objective._asking(rows.stretch(start + 100, 30)[None])
+        keys = branch.inputs(norm(text[None]), branch.init_state(1))[0].k[0, :, 1:]  # a key is of the token before
+        queries = branch.inputs(norm(own), branch.init_state(1))[0].q[0, ::2]
+        scores = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).transpose(-1, -2)
+        said = rows.stretch(start + 1, 200)[scores.argmax(-1)]  # the text repeats itself, so places alone do not count
+        return float((said == rows.stretch(start + 101, 30))[:, 8:].float().mean())
+
+    untrained(model)
+    objective, stretches = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 40, seed=0)
+    before = found_again()
+    objective.solve([stretches(some(8, first)) for first in range(0, 64, 8)], CONFIG, seed=0)
+    assert found_again() > max(before, 0.8), (before, found_again())
 
 
 def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCausalLM, rows: TrainingRows) -> None:
     prefix = f"model.layers.{LAYER}.self_attn."
     assert {name.removeprefix(prefix) for name in trained_names(model)} == {
+        *(f"memory.inputs.{name}_proj.{kind}" for name in "qk" for kind in ("weight", "bias")),
         "memory.inputs.v_proj.weight",
         "memory.memory.norm_weight",
         "memory_o_proj.weight",
@@ -111,7 +143,8 @@ def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCaus
     objective, batch = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 20, seed=0)(some(4))
     loss = objective(**batch)["loss"]
     loss.backward()
-    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+    with_gradient = {name.removeprefix(prefix) for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == {"memory.inputs.v_proj.weight", "memory.memory.norm_weight", "memory_o_proj.weight"}
     inputs: Any = model.model.layers[LAYER].self_attn.memory.inputs
     with torch.no_grad():
         inputs.k_proj.weight.normal_()
@@ -121,8 +154,9 @@ def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCaus
 
 
 def test_a_memory_of_another_kind_is_refused() -> None:
-    with pytest.raises(SenriError, match="layer 2 has another kind"):
-        ValueDecoding(tiny_model("gate", (2,)), 2, 0.0)
+    for model in (tiny_model("gate", (2,)), tiny_model("add", (2, 3))):
+        with pytest.raises(SenriError, match="another kind in its layers"):
+            ValueDecoding(model, 2, 0.0)
 
 
 def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
@@ -145,6 +179,7 @@ def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
         ("training.stages.distill.max_steps=null", "set max_steps"),
         ("training.recall.values.tokens=1", "at least 2"),
         ("training.recall.values.ridge=0", "above 0"),
+        ("training.recall.values.solve_context=48", "a stretch has 48 tokens"),
     ):
         with pytest.raises(SenriError, match=message):
             ConfigManager(path, [word])

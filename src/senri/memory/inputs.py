@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.calibration import whitening_matrix
+from senri.memory.canonical import canonical_maps
 from senri.memory.config import MemoryConfig
 from senri.memory.short_convolution import ShortConvolution, shift_tokens
 
@@ -115,6 +116,24 @@ class MemoryInputs(nn.Module):
         start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
         start_projection(self.k_proj, keys, mean)
         self.v_proj.weight.copy_(values * _VALUE_SCALE)
+
+    @torch.no_grad()
+    def initialise_from_pairs(self, mean: Tensor, covariance: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start own queries and keys so that a token's state in a question finds its state in a text.
+
+        The same token has another state after other tokens. Keys map the states of a text, queries those of the same
+        tokens after little context, to where both are most alike (`canonical_maps`), turned at random into heads.
+
+        Args:
+            mean: of pairs of states, the text's first, side by side, `[2 hidden_size]`.
+            covariance: their covariance, `[2 hidden_size, 2 hidden_size]`.
+            generator: of the random turn (CPU).
+        """
+        size = self.hidden_size
+        turn = orthogonal_map(self.num_key_value_heads * self.key_dim, size, generator)
+        keys, queries = (turn @ part for part in canonical_maps(covariance))
+        start_projection(self.k_proj, keys, mean[:size])
+        start_projection(self.q_proj, repeat_heads(queries, self.key_dim, self.num_heads), mean[size:])
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
         """Return the state before the first token; empty where there is neither shift nor convolution."""

@@ -11,7 +11,15 @@ _STRENGTHS = ("memory_gate", "gate_weight", "gate_bias", "beta_proj", "decay_pro
 """Gates, write and read strengths: few numbers that must move far, which the base's rate does not let them."""
 
 
-_VALUES = ("memory.inputs.v_proj.weight", "memory.memory.norm_weight", "memory_o_proj.weight")
+_VALUES = (
+    *(
+        f"memory.inputs.{name}"
+        for name in ("v_proj.weight", "q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
+    ),
+    "memory.memory.norm_weight",
+    "memory_o_proj.weight",
+)
+"""Values and what is done with those that were found; with queries and keys, whose start is solved."""
 
 
 def choose_trained(model: SenriForCausalLM, train: Train) -> None:
@@ -19,8 +27,9 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
 
     Args:
         model: a Senri model.
-        train: `values`: what makes the memories' values and adds those that were found; `memory`: the memories, their
-            gates and output projections; `mixers`: all of the mixers that have a memory; `all`: everything.
+        train: `values`: what makes the memories' values and adds those that were found, and queries and keys; `memory`:
+            all of the memories, their gates and output projections; `mixers`: all of the mixers that have a memory;
+            `all`: everything.
     """
     mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
     # An orthogonal memory's basis is computed, never learnt.

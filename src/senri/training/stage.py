@@ -121,10 +121,12 @@ class Stage:
             data, length = self._recall_data(model, tokenizer, rows)
             callbacks.append(length)
             per_step = 0  # texts grow
+        if self.config.loss == "values":
+            data = self._values_data(rows)
+            per_step = training.batch_size * data["data_collator"].tokens
         objective = self._objective(model, base, start_layer)
         if isinstance(objective, ValueDecoding):
-            data = self._values_data(objective, rows)
-            per_step = training.batch_size * data["data_collator"].tokens
+            self._solve_values(objective, data["data_collator"])
         trainer = SenriTrainer(
             self.config,
             training.curriculum,
@@ -197,21 +199,28 @@ class Stage:
         samples = NumberedSamples(self.config.max_steps * training.batch_size)
         return {"train_dataset": samples, "data_collator": batches, "on_figures": length.note}, length
 
-    def _values_data(self, objective: ValueDecoding, rows: TrainingRows) -> dict[str, Any]:
-        """Return the trainer's arguments that make stretches of text; solve what the objective starts from."""
+    def _values_data(self, rows: TrainingRows) -> dict[str, Any]:
+        """Return the trainer's arguments that make stretches of text."""
         training = self.recipe.training
         assert training.recall is not None and self.config.max_steps is not None
-        config, size = training.recall.values, training.batch_size
-        stretches = Stretches(rows, config.tokens, self.recipe.experiment.seed)
-        # Other stretches than those of the steps.
+        stretches = Stretches(rows, training.recall.values.tokens, self.recipe.experiment.seed)
+        return {
+            "train_dataset": NumberedSamples(self.config.max_steps * training.batch_size),
+            "data_collator": stretches,
+        }
+
+    def _solve_values(self, objective: ValueDecoding, stretches: Stretches) -> None:
+        """Solve what values are learnt from, on other stretches than those of the steps."""
+        training = self.recipe.training
+        assert training.recall is not None and self.config.max_steps is not None
+        config, size, device = training.recall.values, training.batch_size, objective.model.device
         first = self.config.max_steps * size
-        numbers = [
-            [{"number": first + batch * size + at} for at in range(size)] for batch in range(config.solve_batches)
+        numbers = torch.arange(first, first + config.solve_batches * size).view(-1, size).tolist()
+        batches = [
+            {name: part.to(device) for name, part in stretches([{"number": number} for number in some]).items()}
+            for some in numbers
         ]
-        device = objective.model.device
-        batches = [{name: part.to(device) for name, part in stretches(some).items()} for some in numbers]
-        objective.solve(batches, config.ridge, config.loudness)
-        return {"train_dataset": NumberedSamples(first), "data_collator": stretches}
+        objective.solve(batches, config, self.recipe.experiment.seed)
 
     def _objective(self, model: SenriForCausalLM, base: Any, start_layer: int) -> Objective:
         training = self.recipe.training
@@ -262,8 +271,8 @@ class Stage:
             use_cpu=self._on_cpu,
             disable_tqdm=True,
             dataloader_drop_last=True,
-            # A memory without gradients of its writes leaves projections without any.
-            ddp_find_unused_parameters=training.gradient == "none",
+            # A memory without gradients of its writes leaves projections without any; keys are solved, not trained.
+            ddp_find_unused_parameters=training.gradient == "none" or self.config.loss == "values",
         )
 
     @property

@@ -57,7 +57,8 @@ class ValuesConfig:
     Args:
         tokens: of a stretch of text.
         interference: largest share of another token's value in what is found.
-        solve_batches: batches from which the output projection's start is solved.
+        solve_batches: batches from which the start is solved.
+        solve_context: tokens at the beginning of a stretch that say too little to be found by.
         ridge: of that least squares.
         loudness: root mean square of what the solved projection adds, as a share of that of the layer's states.
     """
@@ -65,15 +66,20 @@ class ValuesConfig:
     tokens: int
     interference: float
     solve_batches: int
+    solve_context: int
     ridge: float
     loudness: float
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens", 2), ("solve_batches", 1), ("interference", 0)):
+        for name, least in (("tokens", 2), ("solve_batches", 1), ("solve_context", 0), ("interference", 0)):
             if getattr(self, name) < least:
                 raise SenriError(
                     f"training.recall.values.{name} is {getattr(self, name)}, but it must be at least {least}."
                 )
+        if self.solve_context >= self.tokens:
+            raise SenriError(
+                f"training.recall.values.solve_context is {self.solve_context}, but a stretch has {self.tokens} tokens."
+            )
         for name in ("ridge", "loudness"):
             if getattr(self, name) <= 0:
                 raise SenriError(f"training.recall.values.{name} is {getattr(self, name)}, but it must be above 0.")

@@ -7,20 +7,22 @@ whose finds are heard.
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
+from senri.memory.calibration import RunningMoments
 from senri.memory.reading import normalise
 from senri.mixers.added_memory import AddedMemory
 from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.frozen_base import lower_states
 from senri.training.objective import Objective
+from senri.training.recall.config import ValuesConfig
 from senri.training.rows import TrainingRows
 
 
@@ -59,37 +61,40 @@ class ValueDecoding(Objective):
     """What the trainer runs: stretches of plain text in, the loss of the tokens that were handed over out.
 
     Args:
-        model: a Senri model; its memories must be added to the layers' attention.
-        start_layer: the layer that the states enter.
+        model: a Senri model with one memory, which must be added to the layer's attention.
+        start_layer: the memory's layer.
         interference: largest share of another token's value in what is found, beside 1 of the right one.
 
     Raises:
-        SenriError: a memory of another kind.
+        SenriError: a memory of another kind, or several.
     """
 
     def __init__(self, model: SenriForCausalLM, start_layer: int, interference: float) -> None:
         super().__init__(model)
         self.start_layer, self.interference = start_layer, interference
-        self.layers = sorted(model.model.memory_branches())
-        for index in self.layers:
-            mixer: Any = model.model.layers[index].self_attn
-            right = isinstance(mixer, AddedMemory) and isinstance(mixer.memory, MemoryBranch)
-            config = mixer.memory.config
-            if not right or config.projections != "own" or config.normaliser != "rmsnorm":
-                raise SenriError(
-                    f"the loss values needs memories that are added to attention, with own projections and the "
-                    f"normaliser rmsnorm, but layer {index} has another kind: leave its stage out."
-                )
+        layers = sorted(model.model.memory_branches())
+        mixer: Any = model.model.layers[start_layer].self_attn
+        right = isinstance(mixer, AddedMemory) and isinstance(mixer.memory, MemoryBranch) and layers == [start_layer]
+        if not right or mixer.memory.config.projections != "own" or mixer.memory.config.normaliser != "rmsnorm":
+            raise SenriError(
+                f"the loss values needs one memory that is added to attention, with own projections and the normaliser "
+                f"rmsnorm, but the model has another kind in its layers {layers}: leave the stage out."
+            )
 
     def forward(self, states: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and `correct`, the share of tokens that are the likeliest.
 
         Args:
-            states: `[batch, seq, hidden]`, what enters `start_layer`.
-            ids: `[batch, seq]`, the tokens.
+            states: `[batch, seq, hidden]`, what enters `start_layer` within the whole text: values are made of it.
+            ids: `[batch, seq]`, the tokens; they are run after nothing else, as a question is after its text was read.
         """
-        with self._handing_over():
-            hidden = self.model.model(inputs_embeds=states, start_layer=self.start_layer, use_cache=False)
+        asking = self._asking(ids)
+        heard = self._heard(states, asking)
+        handle = self._mixer.memory_o_proj.register_forward_pre_hook(lambda _module, _args: (heard,))
+        try:
+            hidden = self.model.model(inputs_embeds=asking, start_layer=self.start_layer, use_cache=False)
+        finally:
+            handle.remove()
         logits = self.model.lm_head(hidden.last_hidden_state[:, :-1]).float()
         targets = ids[:, 1:]
         return {
@@ -97,12 +102,15 @@ class ValueDecoding(Objective):
             "correct": (logits.argmax(-1) == targets).float().mean().detach(),
         }
 
-    def found(self, index: int, hidden_states: Tensor) -> Tensor:
-        """Return what a layer's memory would read at each token if it found the next one: `[batch, seq, heads, dim]`.
+    def found(self, hidden_states: Tensor) -> Tensor:
+        """Return what the memory would read at each token if it found the next one: `[batch, seq, heads, value_dim]`.
 
         The last token finds nothing.
+
+        Args:
+            hidden_states: `[batch, seq, hidden]`, the mixer's input.
         """
-        branch: Any = self._mixer(index).memory
+        branch: Any = self._mixer.memory
         values = branch.inputs(hidden_states, branch.init_state(len(hidden_states), hidden_states.device))[0].v
         values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
         others = values.flatten(0, 2)[torch.randperm(values[..., 0].numel(), device=values.device)].view_as(values)
@@ -112,92 +120,56 @@ class ValueDecoding(Objective):
         return normalise(read, weight, branch.config).transpose(1, 2)
 
     @torch.no_grad()
-    def solve(self, batches: Sequence[dict[str, Tensor]], ridge: float, loudness: float) -> None:
-        """Set output projections that are still zero, in closed form: a value points to its token's place in the head.
+    def solve(self, batches: Sequence[dict[str, Tensor]], config: ValuesConfig, seed: int) -> None:
+        """Set the start of a memory that has learnt nothing, in closed form; one that has is left as it is.
 
-        Least squares from what is found to the row of the language-model head that stands for the token, as the last
-        norm weighs it, less the mean row.
+        Queries and keys: a token's state in a question finds its state in the text (`initialise_from_pairs`). Output
+        projection: a value points to its token's row of the language-model head, as the last norm weighs it, less the
+        mean row (least squares).
 
         Args:
             batches: stretches of text.
-            ridge: of the least squares, as a share of the mean square of what is found.
-            loudness: root mean square of what is added, as a share of that of the layer's own states.
+            config: settings.
+            seed: of the random turn of queries and keys.
         """
-        head = self.model.lm_head.weight.float()
-        rows = (head - head.mean(0)) * cast(Tensor, self.model.model.norm.weight).float()
-        last = self.layers[-1]
-        for index in self.layers:
-            mixer = self._mixer(index)
-            if bool(mixer.memory_o_proj.weight.any()):
-                continue
-            size = mixer.memory_o_proj.in_features
-            gram, moments, power, count = torch.zeros(size, size), torch.zeros(size, len(rows[0])), 0.0, 0
-            for batch in batches:
-                caught: dict[int, Tensor] = {}
-                with self._catching(caught):
-                    self.model.model(
-                        inputs_embeds=batch["states"],
-                        start_layer=self.start_layer,
-                        use_cache=False,
-                        stop_layer=last + 1,
-                    )
-                states = caught[index]
-                features = self._heard(index, states)[:, :-1].flatten(0, 1).float()
-                gram += (features.T @ features).cpu()
-                moments += (features.T @ rows[batch["ids"][:, 1:].flatten()]).cpu()
-                power += float(states.float().square().mean()) * len(features)
-                count += len(features)
-            weight = torch.linalg.solve(gram + ridge * gram.diagonal().mean() * torch.eye(size), moments).T
-            mean_square = float(((weight @ gram) * weight).sum()) / (count * len(weight))
-            weight = weight * loudness * (power / count / mean_square) ** 0.5
-            mixer.memory_o_proj.weight.copy_(weight)
+        mixer = self._mixer
+        if bool(mixer.memory_o_proj.weight.any()):
+            return
+        rows = self.model.lm_head.weight.float()
+        rows = (rows - rows.mean(0)) * cast(Tensor, self.model.model.norm.weight).float()
+        size = mixer.memory_o_proj.in_features
+        gram, moments, power, count = torch.zeros(size, size), torch.zeros(size, rows.shape[1]), 0.0, 0
+        pairs = RunningMoments()
+        for batch in batches:
+            states, asking = batch["states"], self._asking(batch["ids"])
+            both = torch.cat([self._layer.input_layernorm(states), self._layer.input_layernorm(asking)], dim=-1)
+            pairs.update(both[:, config.solve_context :].flatten(0, 1).cpu())
+            features = self._heard(states, asking)[:, :-1].flatten(0, 1).float()
+            gram += (features.T @ features).cpu()
+            moments += (features.T @ rows[batch["ids"][:, 1:].flatten()]).cpu()
+            power += float(states.float().square().mean()) * len(features)
+            count += len(features)
+        generator = torch.Generator().manual_seed(seed)
+        mixer.memory.inputs.initialise_from_pairs(pairs.mean, pairs.covariance, generator)
+        weight = torch.linalg.solve(gram + config.ridge * gram.diagonal().mean() * torch.eye(size), moments).T
+        mean_square = float(((weight @ gram) * weight).sum()) / (count * len(weight))
+        mixer.memory_o_proj.weight.copy_(weight * config.loudness * (power / count / mean_square) ** 0.5)
 
-    def _mixer(self, index: int) -> Any:
-        return self.model.model.layers[index].self_attn
+    @property
+    def _layer(self) -> Any:
+        return self.model.model.layers[self.start_layer]
 
-    def _heard(self, index: int, states: Tensor) -> Tensor:
-        """Return what enters a layer's output projection, from what enters the layer: `[batch, seq, heads x dim]`."""
-        layer: Any = self.model.model.layers[index]
-        hidden_states = layer.input_layernorm(states)
-        found = self.found(index, hidden_states)
-        if hasattr(layer.self_attn, "memory_read"):
-            found = layer.self_attn.memory_read(found, hidden_states)
-        return found.flatten(2).to(states.dtype)
+    @property
+    def _mixer(self) -> Any:
+        return self._layer.self_attn
 
-    @contextmanager
-    def _catching(self, caught: dict[int, Tensor]) -> Iterator[None]:
-        """Keep what enters each layer with a memory."""
+    def _asking(self, ids: Tensor) -> Tensor:
+        """Return what enters the memory's layer after these tokens alone, `[batch, seq, hidden]`."""
+        return lower_states(self.model, ids, self.start_layer, ids.shape[1])
 
-        def keep(index: int) -> Any:
-            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                caught[index] = args[0] if args else kwargs["hidden_states"]
-
-            return hook
-
-        handles = [
-            self.model.model.layers[index].register_forward_pre_hook(keep(index), with_kwargs=True)
-            for index in self.layers
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def _handing_over(self) -> Iterator[None]:
-        """Put what would be found in the place of what the memories read."""
-        caught: dict[int, Tensor] = {}
-
-        def replace(index: int) -> Any:
-            return lambda _module, _args: (self._heard(index, caught[index]),)
-
-        with self._catching(caught):
-            handles = [
-                self._mixer(index).memory_o_proj.register_forward_pre_hook(replace(index)) for index in self.layers
-            ]
-            try:
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()
+    def _heard(self, states: Tensor, asking: Tensor) -> Tensor:
+        """Return what enters the output projection, `[batch, seq, heads x value_dim]`."""
+        found = self.found(self._layer.input_layernorm(states))
+        if hasattr(self._mixer, "memory_read"):
+            found = self._mixer.memory_read(found, self._layer.input_layernorm(asking))
+        return found.flatten(2)
