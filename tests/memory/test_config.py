@@ -31,6 +31,11 @@ def test_round_trip():
         ({"feature_map": "l2"}, r"needs features that are never negative"),
         ({"scope": "batch", "granularity": "token"}, r"scope 'batch'"),
         ({"combine": "add"}, r"combine 'add'"),
+        (
+            {"combine": "add", "projections": "own", "learned_read_strength": True, "feature_map": "l2"}
+            | {"normaliser": "rmsnorm", "granularity": "token"},
+            r"learned_read_strength goes by how large .* eps 1e-06",
+        ),
         ({"key_dim": 8}, r"memory\.key_dim is set, but shared projections"),
     ],
 )

@@ -47,7 +47,7 @@ MIXERS = {
         "sliding_window": 6,
         "attention_sink": True,
         "default_layer_type": "sliding_attention",
-        "memory": {**DELTA_TOKENS, "learned_read_strength": True},
+        "memory": {**DELTA_TOKENS, "learned_read_strength": True, "eps": 0.3},
     },
     "gated_delta": {
         "memory_layers": [0, 1],

@@ -51,8 +51,11 @@ def test_what_is_read_is_added_as_strongly_as_the_token_asks_for_it(
     whole = model(ids).logits
     assert not torch.allclose(whole, base, **TOLERANCE) and not torch.allclose(whole, asked, **TOLERANCE)
     read.reset_parameters()
-    hidden, remembered = torch.randn(2, 3, model.config.hidden_size), torch.randn(2, 3, read.proj.out_features, 5)
-    torch.testing.assert_close(read(remembered, hidden), 0.9 * remembered)
+    hidden, remembered = torch.randn(2, 3, model.config.hidden_size), 0.4 * torch.randn(2, 3, read.proj.out_features, 5)
+    share = remembered.square().mean(-1, keepdim=True)  # of what is read beside memory.eps, by the normaliser
+    odds = 9 * share / (1 - share)  # 0.9 where a read is half found
+    torch.testing.assert_close(read(remembered, hidden), odds / (1 + odds) * remembered, rtol=1e-4, atol=1e-5)
+    assert not read(torch.zeros_like(remembered), hidden).any()
 
 
 @torch.no_grad()

@@ -146,7 +146,11 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
         how |= dict.fromkeys(("memory.inputs.q_proj.bias", "memory.inputs.k_proj.bias"), "zeros: the base has none")
     if memory.combine == "add":
         how["memory_o_proj.weight"] = "zeros: a fresh branch adds nothing"
-        how |= {"memory_read.proj.weight": "zeros", "memory_read.proj.bias": f"read strength {memory.read_strength}"}
+        how |= {
+            "memory_read.proj.weight": "zeros",
+            "memory_read.proj.bias": f"read strength {memory.read_strength}",
+            "memory_read.found": "ones: strength follows the odds that something was found",
+        }
     if report is None:
         return how
     text = f"{report['tokens']} tokens of {report['text']}"

@@ -20,6 +20,10 @@ Calibration = Literal["none", "whiten"]
 StateOwner = Literal["layer", "shared"]
 
 
+SMALLEST_HALF_FOUND = 0.01
+"""Smallest `eps` with a learned read strength: below, every read would count as found."""
+
+
 @dataclass
 class MemoryConfig:
     """What a memory is made of. `None` for a size means "as the base has it".
@@ -56,7 +60,8 @@ class MemoryConfig:
         decay: alpha of `gated_delta` at the start (learned from the hidden state); in (0, 1).
         calibration: `whiten` centres and whitens queries and keys per head, set from real text at conversion.
         gate_init: logit of the gate at the start; strongly negative means closed.
-        eps: smallest denominator; also the epsilon of norms.
+        eps: smallest denominator; also the epsilon of norms; with a learned read strength the mean square of a read
+            that counts as half found.
         clean_every: a session cleans its memory (SVD) every so many segments; 0 for never.
         clean_energy: share of squared singular values that cleaning keeps.
     """
@@ -122,6 +127,12 @@ class MemoryConfig:
             raise SenriError(
                 f"memory.learned_read_strength needs memory.combine 'add', but combine is {self.combine!r}: set it to "
                 f"false, or combine to 'add'."
+            )
+        if self.learned_read_strength and (self.normaliser != "rmsnorm" or self.eps < SMALLEST_HALF_FOUND):
+            raise SenriError(
+                f"memory.learned_read_strength goes by how large a read is beside memory.eps, the mean square of one "
+                f"that is half found, but normaliser is {self.normaliser!r} and eps {self.eps:g}: set normaliser "
+                f"'rmsnorm', and eps to about a third of the values' mean square, {SMALLEST_HALF_FOUND:g} at least."
             )
         if self.eps <= 0:
             raise SenriError(f"memory.eps is {self.eps}, but it must be above 0.")

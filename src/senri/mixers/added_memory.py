@@ -12,32 +12,41 @@ from senri.mixers.context import MixerMasks
 from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SoftmaxAttention
 
+_LEAST = 1e-3
+"""Sizes of reads are told apart down to this share of a whole value's mean square, and up to as near to it."""
+
 
 class ReadStrength(nn.Module):
-    """How strongly a read is added, per head and token, from the hidden state: whether anybody asks.
+    """How strongly a read is added, per head and token: whether anybody asks, and whether anything was found.
 
-    A read that is normalised is as large where nothing was found as where something was; this keeps it out.
+    The first is learnt from the hidden state. The second is the read's size: a query that meets its key reads a whole
+    value, one that meets none reads little. `memory.eps` says which mean square counts as half found; a read that is
+    normalised with a small eps is as large where nothing was found as where something was.
 
     Args:
         hidden_size: of the hidden states.
         num_heads: of the memory.
-        initial: strength at the start, in (0, 1).
+        initial: strength at the start where a read is half found, in (0, 1).
     """
 
     def __init__(self, hidden_size: int, num_heads: int, initial: float) -> None:
         super().__init__()
         self.initial = initial
         self.proj = nn.Linear(hidden_size, num_heads)
+        self.found = nn.Parameter(torch.ones(num_heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the strength to its start, whatever the hidden state."""
         nn.init.zeros_(self.proj.weight)
         nn.init.constant_(self.proj.bias, math.log(self.initial / (1.0 - self.initial)))
+        nn.init.ones_(self.found)
 
     def forward(self, remembered: Tensor, hidden_states: Tensor) -> Tensor:
-        """Scale `[batch, seq, heads, value_dim]` by strengths from `[batch, seq, hidden]`."""
-        return remembered * torch.sigmoid(self.proj(hidden_states)).unsqueeze(-1)
+        """Scale `[batch, seq, heads, value_dim]`, normalised reads, by strengths; hidden `[batch, seq, hidden]`."""
+        share = remembered.float().square().mean(-1).clamp(_LEAST, 1 - _LEAST)  # r^2 / (r^2 + eps) of a read of size r
+        size = torch.log(share / (1 - share)).to(remembered.dtype)  # log(r^2 / eps)
+        return remembered * torch.sigmoid(self.proj(hidden_states) + self.found * size).unsqueeze(-1)
 
 
 class AddedMemory(SoftmaxAttention):
