@@ -32,9 +32,8 @@ def test_round_trip():
         ({"scope": "batch", "granularity": "token"}, r"scope 'batch'"),
         ({"combine": "add"}, r"combine 'add'"),
         (
-            {"combine": "add", "projections": "own", "learned_read_strength": True, "feature_map": "l2"}
-            | {"normaliser": "rmsnorm", "granularity": "token"},
-            r"learned_read_strength goes by how large .* eps 1e-06",
+            {"combine": "add", "projections": "own", "learned_read_strength": True},
+            r"learned_read_strength goes by .* normaliser is 'denominator'",
         ),
         ({"key_dim": 8}, r"memory\.key_dim is set, but shared projections"),
     ],

@@ -20,10 +20,6 @@ Calibration = Literal["none", "whiten"]
 StateOwner = Literal["layer", "shared"]
 
 
-SMALLEST_HALF_FOUND = 0.01
-"""Smallest `eps` with a learned read strength: below, every read would count as found."""
-
-
 @dataclass
 class MemoryConfig:
     """What a memory is made of. `None` for a size means "as the base has it".
@@ -128,11 +124,10 @@ class MemoryConfig:
                 f"memory.learned_read_strength needs memory.combine 'add', but combine is {self.combine!r}: set it to "
                 f"false, or combine to 'add'."
             )
-        if self.learned_read_strength and (self.normaliser != "rmsnorm" or self.eps < SMALLEST_HALF_FOUND):
+        if self.learned_read_strength and self.normaliser != "rmsnorm":
             raise SenriError(
-                f"memory.learned_read_strength goes by how large a read is beside memory.eps, the mean square of one "
-                f"that is half found, but normaliser is {self.normaliser!r} and eps {self.eps:g}: set normaliser "
-                f"'rmsnorm', and eps to about a third of the values' mean square, {SMALLEST_HALF_FOUND:g} at least."
+                f"memory.learned_read_strength goes by how large a normalised read is, but memory.normaliser is "
+                f"{self.normaliser!r}: set it to 'rmsnorm'."
             )
         if self.eps <= 0:
             raise SenriError(f"memory.eps is {self.eps}, but it must be above 0.")
