@@ -33,7 +33,7 @@ def test_round_trip():
         ({"combine": "add"}, r"combine 'add'"),
         (
             {"combine": "add", "projections": "own", "learned_read_strength": True},
-            r"learned_read_strength goes by .* normaliser is 'denominator'",
+            r"learned_read_strength goes by .*normaliser is 'denominator'",
         ),
         ({"key_dim": 8}, r"memory\.key_dim is set, but shared projections"),
     ],
