@@ -149,6 +149,27 @@ def test_short_convolution_equals_conv1d_and_starts_as_a_delay():
         assert torch.equal(past, x[:, -3:])
 
 
+def test_shares_of_every_heads_channels_start_with_other_delays():
+    convolution = ShortConvolution(16, 5, 1, shares=(2.0, 1.0, 1.0), heads=2)
+    x = torch.randn(2, 9, 16)
+    out, _ = convolution(x, torch.zeros(2, 4, 16))
+    for first, delay in ((0, 1), (4, 2), (6, 3), (8, 1), (12, 2), (14, 3)):
+        channels = slice(first, first + (4 if delay == 1 else 2))
+        assert torch.equal(out[..., channels], F.pad(x, (0, 0, delay, 0))[:, :9, channels])
+
+
+def test_writing_alone_keeps_the_last_queries():
+    """Of queries only the convolution's past is made; it is the one that reading leaves."""
+    branch = MemoryBranch(MemoryConfig(**KINDS["recall"]), HIDDEN, 4, 2, 4, 4)
+    for seq in (1, 2, 12):
+        hidden = torch.randn(2, seq, HIDDEN)
+        before = branch.write(torch.randn(2, 2, HIDDEN), branch.init_state(2))
+        written, read = branch.write(hidden, before), branch(hidden, before)[1]
+        assert written.keys() == read.keys()
+        for name in written:
+            torch.testing.assert_close(written[name], read[name])
+
+
 def test_learned_strengths_start_at_their_configured_value_and_learn():
     branch = MemoryBranch(MemoryConfig(**KINDS["gated"], decay=0.97), HIDDEN, 4, 2, 4, 4)
     hidden = torch.randn(2, 3, HIDDEN)

@@ -48,6 +48,8 @@ class MemoryConfig:
         value_dim: width of a value; only with `own` projections.
         token_shift: a token's key is made from the token before it ("what came before" -> "this").
         short_convolution: kernel size of a causal depthwise convolution on queries and keys; 0 for none.
+        convolution_delays: shares of each head's channels that this convolution first delays by 0, 1, 2, ... tokens
+            (keys one more with `token_shift`); with several shares a key holds the states of several tokens.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
@@ -82,6 +84,7 @@ class MemoryConfig:
     value_dim: int | None = None
     token_shift: bool = False
     short_convolution: int = 0
+    convolution_delays: list[float] = field(default_factory=lambda: [1.0])
     learned_write_strength: bool = False
     write_strength: float = 1.0
     learned_read_strength: bool = False
@@ -108,6 +111,14 @@ class MemoryConfig:
         )
         if self.short_convolution == 1:
             raise SenriError("memory.short_convolution is 1, but it must be 0 (off) or a kernel of at least 2.")
+        shares = self.convolution_delays
+        if not shares or not all(isinstance(share, (int, float)) and share >= 0 for share in shares) or not sum(shares):
+            raise SenriError(f"memory.convolution_delays is {shares}, but it must be shares, of which one is above 0.")
+        if len(shares) > max(self.short_convolution - int(self.token_shift), 1):
+            raise SenriError(
+                f"memory.convolution_delays has {len(shares)} shares, but memory.short_convolution "
+                f"{self.short_convolution} has no room for such delays: raise it, or name fewer."
+            )
         for name in ("write_strength", "decay", "clean_energy"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be above 0 and at most 1.")

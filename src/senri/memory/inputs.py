@@ -66,8 +66,9 @@ class MemoryInputs(nn.Module):
             self.decay_proj = nn.Linear(hidden_size, num_key_value_heads)
         if config.short_convolution:
             kernel, delay = config.short_convolution, int(config.token_shift)
-            self.conv_q = ShortConvolution(num_heads * key_dim, kernel)
-            self.conv_k = ShortConvolution(num_key_value_heads * key_dim, kernel, delay)
+            shares = config.convolution_delays
+            self.conv_q = ShortConvolution(num_heads * key_dim, kernel, 0, shares, num_heads)
+            self.conv_k = ShortConvolution(num_key_value_heads * key_dim, kernel, delay, shares, num_key_value_heads)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -172,7 +173,10 @@ class MemoryInputs(nn.Module):
         Raises:
             SenriError: `shared` given or missing against the configuration.
         """
-        q, k, v = self._project(hidden_states, shared, need_q=not write_only or self.config.short_convolution > 0)
+        asking = None if write_only and not self.config.short_convolution else hidden_states
+        if write_only and self.config.short_convolution and mask is None:
+            asking = hidden_states[:, 1 - self.config.short_convolution :]  # of queries only the past is kept
+        q, k, v = self._project(hidden_states, shared, asking)
         new: LayerState = {}
         if self.config.short_convolution:
             if q is not None:
@@ -191,17 +195,18 @@ class MemoryInputs(nn.Module):
         return MemoryTokens(None if write_only else q, k, v, beta, decay), new
 
     def _project(
-        self, hidden_states: Tensor, shared: tuple[Tensor, ...] | None, need_q: bool
+        self, hidden_states: Tensor, shared: tuple[Tensor, ...] | None, asking: Tensor | None
     ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return q, k and v; own queries are those of `asking`, the last tokens or all of them, or None."""
         if self.config.projections == "own":
             if shared is not None:
                 raise SenriError("the layer's q, k, v were given, but memory.projections is 'own': leave them out.")
-            q = split_heads(self.q_proj(hidden_states), self.num_heads) if need_q else None
+            q = None if asking is None else split_heads(self.q_proj(asking), self.num_heads)
             k = split_heads(self.k_proj(hidden_states), self.num_key_value_heads)
             return q, k, split_heads(self.v_proj(hidden_states), self.num_key_value_heads)
         given = 0 if shared is None else len(shared)
-        if shared is None or given not in (2, 3) or (need_q and given == 2):
-            wanted = "(q, k, v)" if need_q else "(k, v)"
+        if shared is None or given not in (2, 3) or (asking is not None and given == 2):
+            wanted = "(k, v)" if asking is None else "(q, k, v)"
             raise SenriError(f"memory.projections is 'shared' and needs the layer's {wanted}, but {given} were given.")
         return (shared[0] if given == 3 else None), shared[-2], shared[-1]
 

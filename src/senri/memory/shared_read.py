@@ -61,7 +61,9 @@ class QueryInputs(nn.Module):
         self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
         self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
         if config.short_convolution:
-            self.conv_q = ShortConvolution(num_heads * key_dim, config.short_convolution)
+            self.conv_q = ShortConvolution(
+                num_heads * key_dim, config.short_convolution, 0, config.convolution_delays, num_heads
+            )
 
     def reset_parameters(self) -> None:
         """Set every parameter to its start."""

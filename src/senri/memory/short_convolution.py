@@ -1,8 +1,10 @@
 """Causal depthwise short convolution on queries or keys, with its past in the state so that chunk cuts never show."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -10,20 +12,32 @@ class ShortConvolution(nn.Module):
     """Mix every channel with its own `kernel_size - 1` predecessors: y_t = sum_j weight[j] x_(t - kernel_size + 1 + j).
 
     `weight` is `[channels, kernel_size]`, the last tap is the token itself. It starts as a pure delay of `delay` tokens
-    (0: the identity).
+    (0: the identity), or of more in some channels.
+
+    Args:
+        channels: of all heads.
+        kernel_size: taps.
+        delay: of the first channels of every head, in tokens.
+        shares: of the channels of every head that are delayed by 0, 1, 2, ... further tokens.
+        heads: how many heads the channels belong to.
     """
 
-    def __init__(self, channels: int, kernel_size: int, delay: int = 0) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, delay: int = 0, shares: Sequence[float] = (1.0,), heads: int = 1
+    ) -> None:
         super().__init__()
-        self.delay = delay
+        size = channels // heads
+        ends = [round(size * share / sum(shares)) for share in accumulate(shares)]
+        of_head = [delay + sum(channel >= end for end in ends) for channel in range(size)]
+        self.delays = tuple(of_head * heads)
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set the weight to a pure delay."""
+        """Set the weight to pure delays."""
         self.weight.zero_()
-        self.weight[:, -1 - self.delay] = 1.0
+        self.weight[torch.arange(len(self.delays)), [-1 - delay for delay in self.delays]] = 1.0
 
     def forward(self, x: Tensor, past: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Convolve.
@@ -36,15 +50,13 @@ class ShortConvolution(nn.Module):
         Returns:
             The output in x's dtype (zeros at padding) and the new past in the past's dtype.
         """
-        taps = self.weight.to(past.dtype).unbind(dim=1)
+        weight = self.weight.to(past.dtype).unsqueeze(1)
 
         def mix(inputs: Tensor) -> Tensor:
-            seq = inputs.shape[1] - len(taps) + 1
-            shifted = (inputs[:, start : start + seq] * tap for start, tap in enumerate(taps))
-            total = next(shifted)
-            for term in shifted:
-                total = total + term
-            return total
+            if inputs.shape[1] < weight.shape[-1]:  # no token
+                return inputs[:, :0]
+            with torch.autocast(inputs.device.type, enabled=False):  # in the past's dtype, that of the state
+                return F.conv1d(inputs.transpose(1, 2), weight, groups=len(weight)).transpose(1, 2)
 
         return over_real_tokens(x, past, mask, mix)
 

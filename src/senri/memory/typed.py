@@ -55,7 +55,7 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         if value not in get_args(hint):
             raise SenriError(f"{name} is {value!r}: {nearest(str(value), get_args(hint))}")
         return
-    kinds = [get_origin(kind) or kind for kind in (get_args(hint) if get_origin(hint) is not dict else [hint])]
+    kinds = [get_origin(kind) or kind for kind in (get_args(hint) if get_origin(hint) not in (dict, list) else [hint])]
     allowed = tuple(kinds) or (hint,)
     is_bool_for_number = isinstance(value, bool) and bool not in allowed
     if is_bool_for_number or not isinstance(value, (*allowed, int) if float in allowed else allowed):
@@ -63,4 +63,4 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         raise SenriError(f"{name} is {value!r} ({type(value).__name__}), but it must be {wanted}.")
 
 
-_WORDS = {type(None): "nothing", dict: "a section of names and values"}
+_WORDS = {type(None): "nothing", dict: "a section of names and values", list: "a list"}

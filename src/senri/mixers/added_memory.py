@@ -44,9 +44,14 @@ class ReadStrength(nn.Module):
 
     def forward(self, remembered: Tensor, hidden_states: Tensor) -> Tensor:
         """Scale `[batch, seq, heads, value_dim]`, normalised reads, by strengths; hidden `[batch, seq, hidden]`."""
+        return remembered * torch.sigmoid(self.logits(remembered, hidden_states)).unsqueeze(-1)
+
+    def logits(self, remembered: Tensor, hidden_states: Tensor) -> Tensor:
+        """Return the logits of the strengths, `[batch, seq, heads]`, for what `forward` takes."""
         share = remembered.float().square().mean(-1).clamp(_LEAST, 1 - _LEAST)  # r^2 / (r^2 + eps) of a read of size r
         size = torch.log(share / (1 - share)).to(remembered.dtype)  # log(r^2 / eps)
-        return remembered * torch.sigmoid(self.proj(hidden_states) + self.found * size).unsqueeze(-1)
+        logits: Tensor = self.proj(hidden_states) + self.found * size
+        return logits
 
 
 class AddedMemory(SoftmaxAttention):

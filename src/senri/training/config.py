@@ -8,8 +8,8 @@ from senri.errors import SenriError, nearest
 from senri.models.hand_built import MODELS
 from senri.training.recall.config import RecallConfig
 
-Train = Literal["values", "memory", "mixers", "all"]
-Loss = Literal["distillation", "values", "language_model", "recall"]
+Train = Literal["values", "finding", "memory", "mixers", "all"]
+Loss = Literal["distillation", "values", "finding", "language_model", "recall"]
 Gradient = Literal["full", "segment", "none"]
 StageName = Literal["distill", "memory", "full"]
 STAGES: tuple[StageName, ...] = ("distill", "memory", "full")
@@ -76,8 +76,9 @@ class StageConfig:
             raise SenriError(f"kl_weight is {self.kl_weight}, but it must be from 0 to 1.")
         if self.loss == "recall" and (self.max_steps is None or self.train != "memory"):
             raise SenriError("the loss recall makes samples without end for a memory: set max_steps, and train memory.")
-        if (self.loss == "values") != (self.train == "values") or (self.loss == "values" and self.max_steps is None):
-            raise SenriError("the loss values has stretches of text without end: set max_steps, and train values.")
+        for loss in ("values", "finding"):
+            if (self.loss == loss) != (self.train == loss) or (self.loss == loss and self.max_steps is None):
+                raise SenriError(f"the loss {loss} has samples without end: set max_steps, and train {loss}.")
         if self.loss == "distillation" and (self.kl_weight or self.train == "all"):
             raise SenriError("the loss distillation trains mixers towards the base's: set kl_weight 0, train mixers.")
 
@@ -142,7 +143,7 @@ class TrainingConfig:
             if not 2 <= length <= self.max_length:
                 raise SenriError(f"training.curriculum has {length}, but lengths are from 2 to {self.max_length}.")
         losses = [stage.loss for stage in self.stages.enabled.values()]
-        if self.recall is None and (wanted := {"recall", "values"} & {*losses}):
+        if self.recall is None and (wanted := {"recall", "values", "finding"} & {*losses}):
             raise SenriError(
                 f"a stage has the loss {' and '.join(sorted(wanted))}, but training.recall says nothing: give its "
                 f"settings."

@@ -66,26 +66,11 @@ class FrozenBase:
             raise SenriError("frozen_base needs frozen layers below the first trained one: set it to false.")
         self._model, self._rows, self._segment_tokens, self._half = model, rows, segment_tokens, half
         shape = (len(rows), len(rows[0]), model.config.hidden_size)
-        lower = {
-            name: parameter
-            for name, parameter in model.model.named_parameters()
-            if name.startswith("embed_tokens") or _layer_of(name) in range(self.start_layer)
-        }
-        facts = [identity, fingerprint({"layer": self.start_layer}, lower), shape, dtype, half]
+        facts = [identity, lower_fingerprint(model, self.start_layer), shape, dtype, half]
         self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        try:
-            make_folder(folder)
-            stamp = folder / "identity"
-            is_kept = stamp.is_file() and stamp.read_text(encoding="utf-8") == self.identity
-            self._states = _memory_map(folder / "states.npy", shape, dtype, is_kept)
-            self._is_there = _memory_map(folder / "is_there.npy", shape[:1], "uint8", is_kept)
-            write_bytes(stamp, self.identity.encode())
-        except OSError as error:
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-            raise SenriError(
-                f"{str(folder)!r} cannot be written ({error.strerror}); it takes {size:,} bytes: make room, or set "
-                f"training.frozen_base=false."
-            ) from error
+        arrays = {"states": (shape, dtype), "is_there": (shape[:1], "uint8")}
+        kept = open_kept(folder, self.identity, arrays)
+        self._states, self._is_there = kept["states"], kept["is_there"]
 
     def __getitem__(self, row: int) -> Tensor:
         """Return what enters `start_layer` in one row, `[seq, hidden]`, float32.
@@ -102,8 +87,7 @@ class FrozenBase:
                 states = lower_states(self._model, ids, self.start_layer, self._segment_tokens)
             with np.errstate(over="ignore"):  # said in words below
                 self._states[row] = states[0].float().cpu().numpy()
-            if not np.isfinite(self._states[row]).all():
-                raise SenriError("hidden states are too large for float16: set training.frozen_base_dtype=float32.")
+            check_finite(self._states[row])
             self._is_there[row] = 1
         return self._states[row]
 
@@ -117,6 +101,54 @@ class FrozenBase:
             pieces.append(torch.from_numpy(piece.astype(np.float32)))
             start, count = start + len(piece), count - len(piece)
         return torch.cat(pieces) if pieces else torch.zeros(0, self._states.shape[2])
+
+
+def lower_fingerprint(model: SenriForCausalLM, start_layer: int) -> str:
+    """Return the fingerprint of all parameters below a layer."""
+    lower = {
+        name: parameter
+        for name, parameter in model.model.named_parameters()
+        if name.startswith("embed_tokens") or _layer_of(name) in range(start_layer)
+    }
+    return fingerprint({"layer": start_layer}, lower)
+
+
+def open_kept(folder: Path, identity: str, arrays: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
+    """Open memory-mapped arrays in a folder: those that are there, or of another identity new ones of zeros.
+
+    Args:
+        folder: is made.
+        identity: of what is kept in them.
+        arrays: shape and dtype of each, by name.
+
+    Raises:
+        SenriError: the folder cannot be written.
+    """
+    try:
+        make_folder(folder)
+        stamp = folder / "identity"
+        is_kept = stamp.is_file() and stamp.read_text(encoding="utf-8") == identity
+        kept = {
+            name: _memory_map(folder / f"{name}.npy", shape, dtype, is_kept) for name, (shape, dtype) in arrays.items()
+        }
+        write_bytes(stamp, identity.encode())
+    except OSError as error:
+        size = sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
+        raise SenriError(
+            f"{str(folder)!r} cannot be written ({error.strerror}); it takes {size:,} bytes: make room, or set "
+            f"training.frozen_base=false."
+        ) from error
+    return kept
+
+
+def check_finite(states: Any) -> None:
+    """Check states that were stored.
+
+    Raises:
+        SenriError: numbers too large for float16.
+    """
+    if not np.isfinite(states).all():
+        raise SenriError("hidden states are too large for float16: set training.frozen_base_dtype=float32.")
 
 
 def _memory_map(path: Path, shape: tuple[int, ...], dtype: str, is_kept: bool) -> Any:

@@ -22,14 +22,18 @@ _VALUES = (
 """Values and what is done with those that were found; with queries and keys, whose start is solved."""
 
 
+_FINDING = ("memory.inputs.", "memory_read.")
+"""What decides whether a query meets its key, beginnings of names; without `v_proj`, which makes the values."""
+
+
 def choose_trained(model: SenriForCausalLM, train: Train) -> None:
     """Mark what is trained and freeze the rest.
 
     Args:
         model: a Senri model.
-        train: `values`: what makes the memories' values and adds those that were found, and queries and keys; `memory`:
-            all of the memories, their gates and output projections; `mixers`: all of the mixers that have a memory;
-            `all`: everything.
+        train: `values`: what makes the memories' values and adds those that were found, and queries and keys;
+            `finding`: what makes queries, keys, write and read strengths; `memory`: all of the memories, their gates
+            and output projections; `mixers`: all of the mixers that have a memory; `all`: everything.
     """
     mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
     # An orthogonal memory's basis is computed, never learnt.
@@ -38,6 +42,7 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
         in_mixer = next((name.removeprefix(mixer) for mixer in mixers if name.startswith(mixer)), None)
         chosen = {
             "values": in_mixer is not None and in_mixer in _VALUES,
+            "finding": in_mixer is not None and in_mixer.startswith(_FINDING) and "v_proj" not in in_mixer,
             "memory": in_mixer is not None and in_mixer.startswith("memory"),
             "mixers": in_mixer is not None,
             "all": True,

@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from senri.errors import SenriError
@@ -25,11 +25,12 @@ from senri.training.frozen_base import FrozenBase, first_trained_layer
 from senri.training.language_modelling import LanguageModelling
 from senri.training.objective import Objective
 from senri.training.parameters import choose_trained
-from senri.training.recall.curriculum import GrowingLength
+from senri.training.recall.config import PASSAGES
+from senri.training.recall.finding import Finding
 from senri.training.recall.objective import Recall
-from senri.training.recall.samples import NumberedSamples, RecallBatches
-from senri.training.recall.values import Stretches, ValueDecoding
+from senri.training.recall.values import ValueDecoding
 from senri.training.rows import TrainingRows
+from senri.training.stage_data import solve_values, stage_data
 from senri.training.trainer import TRAINED_FILE, SenriTrainer, load_trained, trained_tensors
 
 RESULT_FILE = "stage.json"
@@ -114,26 +115,24 @@ class Stage:
         make_folder(self.folder)
         start_layer = self._freeze_below(model, rows, identity)
         stop = StopInOrder()
-        per_step = training.batch_size * (max(training.curriculum) if training.curriculum else training.max_length)
-        data: dict[str, Any] = {"train_dataset": rows, "data_collator": default_data_collator}
-        callbacks: list[TrainerCallback] = [stop]
-        if self.config.loss == "recall":
-            data, length = self._recall_data(model, tokenizer, rows)
-            callbacks.append(length)
-            per_step = 0  # texts grow
-        if self.config.loss == "values":
-            data = self._values_data(rows)
-            per_step = training.batch_size * data["data_collator"].tokens
+        data = stage_data(self.recipe, self.config, self.folder, model, tokenizer, rows, half=self._in_bfloat16)
         objective = self._objective(model, base, start_layer)
         if isinstance(objective, ValueDecoding):
-            self._solve_values(objective, data["data_collator"])
+            solve_values(objective, data.collator, self.recipe, self.config)
         trainer = SenriTrainer(
             self.config,
             training.curriculum,
             model=objective,
             args=self._arguments(),
-            callbacks=[*callbacks, MetricsFile(self.metrics, self.name, per_step), StepBar(self.name, per_step)],
-            **data,
+            callbacks=[
+                *data.callbacks,
+                stop,
+                MetricsFile(self.metrics, self.name, data.per_step),
+                StepBar(self.name, data.per_step),
+            ],
+            train_dataset=data.samples,
+            data_collator=data.collator,
+            on_figures=data.on_figures,
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
@@ -149,7 +148,7 @@ class Stage:
         result = StageResult(
             name=self.name,
             steps=state.global_step,
-            tokens=state.global_step * per_step,
+            tokens=state.global_step * data.per_step,
             seconds=round(seconds, 1),
             parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
             loss=sum(last) / max(len(last), 1),
@@ -186,42 +185,6 @@ class Stage:
             )
         return rows.frozen_base.start_layer
 
-    def _recall_data(
-        self, model: SenriForCausalLM, tokenizer: Any, rows: TrainingRows
-    ) -> tuple[dict[str, Any], GrowingLength]:
-        """Return the trainer's arguments that make samples of growing length, and what knows how long they are."""
-        training = self.recipe.training
-        assert training.recall is not None and self.config.max_steps is not None
-        length = GrowingLength(training.recall)
-        batches = RecallBatches(
-            model, tokenizer, rows, training.recall, length, self.recipe.experiment.seed, half=self._in_bfloat16
-        )
-        samples = NumberedSamples(self.config.max_steps * training.batch_size)
-        return {"train_dataset": samples, "data_collator": batches, "on_figures": length.note}, length
-
-    def _values_data(self, rows: TrainingRows) -> dict[str, Any]:
-        """Return the trainer's arguments that make stretches of text."""
-        training = self.recipe.training
-        assert training.recall is not None and self.config.max_steps is not None
-        stretches = Stretches(rows, training.recall.values.tokens, self.recipe.experiment.seed)
-        return {
-            "train_dataset": NumberedSamples(self.config.max_steps * training.batch_size),
-            "data_collator": stretches,
-        }
-
-    def _solve_values(self, objective: ValueDecoding, stretches: Stretches) -> None:
-        """Solve what values are learnt from, on other stretches than those of the steps."""
-        training = self.recipe.training
-        assert training.recall is not None and self.config.max_steps is not None
-        config, size, device = training.recall.values, training.batch_size, objective.model.device
-        first = self.config.max_steps * size
-        numbers = torch.arange(first, first + config.solve_batches * size).view(-1, size).tolist()
-        batches = [
-            {name: part.to(device) for name, part in stretches([{"number": number} for number in some]).items()}
-            for some in numbers
-        ]
-        objective.solve(batches, config, self.recipe.experiment.seed)
-
     def _objective(self, model: SenriForCausalLM, base: Any, start_layer: int) -> Objective:
         training = self.recipe.training
         if self.config.loss == "distillation":
@@ -229,6 +192,10 @@ class Stage:
         if self.config.loss == "values":
             assert training.recall is not None
             return ValueDecoding(model, start_layer, training.recall.values.interference)
+        if self.config.loss == "finding":
+            assert training.recall is not None
+            finding = training.recall.finding
+            return Finding(model, start_layer, finding.sharpness, (*finding.kinds, PASSAGES))
         gradient = training.gradient or model.config.memory_config.gradient
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":
@@ -272,7 +239,7 @@ class Stage:
             disable_tqdm=True,
             dataloader_drop_last=True,
             # A memory without gradients of its writes leaves projections without any; keys are solved, not trained.
-            ddp_find_unused_parameters=training.gradient == "none" or self.config.loss == "values",
+            ddp_find_unused_parameters=training.gradient == "none" or self.config.loss in ("values", "finding"),
         )
 
     @property

@@ -86,6 +86,86 @@ class ValuesConfig:
 
 
 @dataclass
+class FindingConfig:
+    """Settings of the loss `finding`, which teaches queries to meet their keys, and what is worth keeping.
+
+    Args:
+        facts: that are made, kept with the states of the frozen layers.
+        group: facts that may stand in one text together.
+        alike_share: of the groups whose facts only their keys tell apart.
+        kinds: of facts, with their weights.
+        styles: ways to ask.
+        asked: ways in which each fact is asked for, drawn from these.
+        hidden: numbers of facts in a text; drawn with equal chances.
+        tokens_per_fact: a text has no more facts than one in so many tokens.
+        questions: most of them about one text.
+        texts: pieces of plain text that go on, kept beside the questions.
+        text_questions: so many of them beside the questions of a text; they teach the read strength to be small.
+        passage_areas: stretches of the text whose passages are asked for by their beginnings.
+        passage_width: tokens of such a stretch.
+        passages: in each.
+        passages_until: tokens; longer texts have no passages: of them not everything can be kept.
+        first_length: tokens of a text at the start.
+        longest: tokens that it grows to.
+        growth: factor at each step.
+        sharpness: of the pointer: factor of cosines in its softmax.
+    """
+
+    facts: int
+    group: int
+    alike_share: float
+    kinds: dict[str, float]
+    styles: list[Style]
+    asked: int
+    hidden: list[int]
+    tokens_per_fact: int
+    questions: int
+    texts: int
+    text_questions: int
+    passage_areas: int
+    passage_width: int
+    passages: int
+    passages_until: int
+    first_length: int
+    longest: int
+    growth: float
+    sharpness: float
+
+    def __post_init__(self) -> None:
+        counts = (
+            "facts",
+            "group",
+            "asked",
+            "tokens_per_fact",
+            "questions",
+            "passage_width",
+            "passages",
+            "first_length",
+        )
+        for name, least in (*((name, 1) for name in counts), *((name, 0) for name in ("texts", "passage_areas"))):
+            if getattr(self, name) < least:
+                raise SenriError(
+                    f"training.recall.finding.{name} is {getattr(self, name)}, but it must be at least {least}."
+                )
+        for name in ("kinds", "styles", "hidden"):
+            if not getattr(self, name):
+                raise SenriError(f"training.recall.finding.{name} is empty: name at least one.")
+        if min(self.hidden) < 1:
+            raise SenriError(f"training.recall.finding.hidden is {self.hidden}, but it must hold numbers from 1 on.")
+        if not 0 <= self.alike_share <= 1:
+            raise SenriError(f"training.recall.finding.alike_share is {self.alike_share}, but it must be from 0 to 1.")
+        if self.longest < self.first_length:
+            raise SenriError(
+                f"training.recall.finding.longest is {self.longest}, less than first_length {self.first_length}."
+            )
+        for name, bound in (("growth", 1), ("sharpness", 0)):
+            if getattr(self, name) <= bound:
+                raise SenriError(
+                    f"training.recall.finding.{name} is {getattr(self, name)}, but it must be above {bound}."
+                )
+
+
+@dataclass
 class RecallConfig:
     """What `training.recall` holds.
 
@@ -104,6 +184,7 @@ class RecallConfig:
         passage_cue: tokens of a passage that ask for the rest of it.
         passage_tokens: most tokens of that rest.
         values: of the loss values.
+        finding: of the loss finding.
     """
 
     first_length: int
@@ -119,6 +200,7 @@ class RecallConfig:
     passage_cue: int
     passage_tokens: int
     values: ValuesConfig
+    finding: FindingConfig
 
     def __post_init__(self) -> None:
         for name in (

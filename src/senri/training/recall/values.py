@@ -72,14 +72,7 @@ class ValueDecoding(Objective):
     def __init__(self, model: SenriForCausalLM, start_layer: int, interference: float) -> None:
         super().__init__(model)
         self.start_layer, self.interference = start_layer, interference
-        layers = sorted(model.model.memory_branches())
-        mixer: Any = model.model.layers[start_layer].self_attn
-        right = isinstance(mixer, AddedMemory) and isinstance(mixer.memory, MemoryBranch) and layers == [start_layer]
-        if not right or mixer.memory.config.projections != "own" or mixer.memory.config.normaliser != "rmsnorm":
-            raise SenriError(
-                f"the loss values needs one memory that is added to attention, with own projections and the normaliser "
-                f"rmsnorm, but the model has another kind in its layers {layers}: leave the stage out."
-            )
+        check_added_memory(model, start_layer, "values")
 
     def forward(self, states: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and `correct`, the share of tokens that are the likeliest.
@@ -173,3 +166,24 @@ class ValueDecoding(Objective):
         if hasattr(self._mixer, "memory_read"):
             found = self._mixer.memory_read(found, self._layer.input_layernorm(asking))
         return found.flatten(2)
+
+
+def check_added_memory(model: SenriForCausalLM, start_layer: int, loss: str) -> None:
+    """Check that a model has one memory, of the kind that is trained without the layers above.
+
+    Args:
+        model: a Senri model.
+        start_layer: where the memory must be.
+        loss: for the error.
+
+    Raises:
+        SenriError: a memory of another kind, or several.
+    """
+    layers = sorted(model.model.memory_branches())
+    mixer: Any = model.model.layers[start_layer].self_attn
+    right = isinstance(mixer, AddedMemory) and isinstance(mixer.memory, MemoryBranch) and layers == [start_layer]
+    if not right or mixer.memory.config.projections != "own" or mixer.memory.config.normaliser != "rmsnorm":
+        raise SenriError(
+            f"the loss {loss} needs one memory that is added to attention, with own projections and the normaliser "
+            f"rmsnorm, but the model has another kind in its layers {layers}: leave the stage out."
+        )

@@ -1,0 +1,137 @@
+"""KeptRuns: what enters a layer after some runs of tokens, and what the model says of them without a memory.
+
+Facts and questions do not change from step to step, and the layers below the memory do not either. So each run is
+computed when it is asked for the first time, and kept on disk; a run of training that goes on finds it there.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from senri.memory.state import fingerprint
+from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.frozen_base import check_finite, lower_fingerprint, lower_states, open_kept
+
+
+@dataclass(frozen=True)
+class Run:
+    """Some tokens.
+
+    Attributes:
+        ids: the tokens.
+        skip: of these so many at the beginning are only there to be attended to.
+    """
+
+    ids: tuple[int, ...]
+    skip: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids) - self.skip
+
+
+class KeptRuns:
+    """Runs with the outputs of the frozen layers.
+
+    Args:
+        model: a Senri model whose layers are frozen, but for its memories.
+        runs: all runs.
+        start_layer: the layer whose inputs are kept.
+        folder: where they are kept.
+        dtype: of the states that are kept, `float16` or `float32`.
+        said: keep also how likely the model finds each token with its memories off.
+        half: compute in bfloat16.
+
+    Raises:
+        SenriError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: SenriForCausalLM,
+        runs: Sequence[Run],
+        start_layer: int,
+        folder: Path,
+        dtype: str,
+        said: bool,
+        half: bool,
+    ) -> None:
+        self._model, self._runs, self._start_layer, self._half = model, runs, start_layer, half
+        self._ends = [*accumulate(len(run) for run in runs)]
+        parts = [lower_fingerprint(model, start_layer), dtype, half, said, [[run.skip, *run.ids] for run in runs]]
+        if said:
+            memory = {id(part) for part in _memory_parameters(model)}
+            parts.append(fingerprint({}, {n: p for n, p in model.named_parameters() if id(p) not in memory}))
+        identity = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        shape = (self._ends[-1], model.config.hidden_size)
+        arrays = {"states": (shape, dtype), "is_there": ((len(runs),), "uint8")}
+        kept = open_kept(folder, identity, arrays | ({"said": (shape[:1], "float32")} if said else {}))
+        self._states, self._is_there, self._said = kept["states"], kept["is_there"], kept.get("said")
+
+    def states(self, numbers: Sequence[int]) -> list[Tensor]:
+        """Return what enters the layer in some runs, `[seq, hidden]` each, float32.
+
+        Raises:
+            SenriError: numbers too large for float16.
+        """
+        self._compute(numbers)
+        return [torch.from_numpy(self._states[self._place(number)].astype(np.float32)) for number in numbers]
+
+    def said(self, numbers: Sequence[int]) -> list[Tensor]:
+        """Return the log-probabilities of the tokens of some runs, `[seq]` each; 0 for the very first one.
+
+        Raises:
+            SenriError: numbers too large for float16.
+        """
+        assert self._said is not None
+        self._compute(numbers)
+        return [torch.from_numpy(self._said[self._place(number)].copy()) for number in numbers]
+
+    def _place(self, number: int) -> slice:
+        end = self._ends[number]
+        return slice(end - len(self._runs[number]), end)
+
+    @torch.no_grad()
+    def _compute(self, numbers: Sequence[int]) -> None:
+        missing = sorted({number for number in numbers if not self._is_there[number]})
+        if not missing:
+            return
+        device = self._model.device
+        padded = pad_sequence([torch.tensor(self._runs[number].ids) for number in missing], batch_first=True)
+        padded = padded.to(device)  # padding stands behind the end, which nothing sees
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
+            states = lower_states(self._model, padded, self._start_layer, padded.shape[1])
+            said = None if self._said is None else self._say(states, padded)
+        for row, number in enumerate(missing):
+            run, place = self._runs[number], self._place(number)
+            with np.errstate(over="ignore"):  # said in words below
+                self._states[place] = states[row, run.skip : len(run.ids)].float().cpu().numpy()
+            check_finite(self._states[place])
+            if self._said is not None and said is not None:
+                self._said[place] = said[row, run.skip : len(run.ids)].cpu().numpy()
+            self._is_there[number] = 1
+
+    def _say(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Return the log-probability of each token, `[batch, seq]`, float32."""
+        was_training = self._model.training
+        self._model.train(False)
+        with self._model.memory_disabled():
+            hidden = self._model.model(inputs_embeds=states, start_layer=self._start_layer, use_cache=False)
+        self._model.train(was_training)
+        said = torch.zeros(ids.shape, device=ids.device)
+        for row, own in enumerate(hidden.last_hidden_state):  # all logits at once would take much room
+            logits = self._model.lm_head(own[:-1]).float()
+            said[row, 1:] = logits.log_softmax(-1).gather(1, ids[row, 1:, None])[:, 0]
+        return said
+
+
+def _memory_parameters(model: SenriForCausalLM) -> list[Tensor]:
+    layers = [model.model.layers[layer].self_attn for layer in model.model.memory_branches()]
+    return [parameter for layer in layers for name, parameter in layer.named_parameters() if name.startswith("memory")]

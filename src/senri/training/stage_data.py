@@ -1,0 +1,105 @@
+"""What the trainer reads in a stage: rows of tokens, or numbered samples that a collator makes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, default_data_collator
+
+from senri.evaluation.processes import process_state
+from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.config import Recipe, StageConfig
+from senri.training.recall.curriculum import GrowingLength
+from senri.training.recall.haystacks import FindingBatches
+from senri.training.recall.samples import NumberedSamples, RecallBatches
+from senri.training.recall.values import Stretches, ValueDecoding
+from senri.training.rows import TrainingRows
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a trainer is given.
+
+    Attributes:
+        samples: the trainer's dataset.
+        collator: makes batches of them.
+        per_step: tokens that a step reads; 0 where that differs.
+        callbacks: that belong to the data.
+        on_figures: told what the objective returns beside the loss.
+    """
+
+    samples: Dataset[Any]
+    collator: Any
+    per_step: int
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+    on_figures: Callable[[dict[str, Tensor]], None] | None = None
+
+
+def stage_data(
+    recipe: Recipe,
+    config: StageConfig,
+    folder: Path,
+    model: SenriForCausalLM,
+    tokenizer: Any,
+    rows: TrainingRows,
+    half: bool,
+) -> StageData:
+    """Return what a stage's loss is computed from.
+
+    Args:
+        recipe: of the run.
+        config: of the stage.
+        folder: of the stage.
+        model: what is trained, what is frozen marked.
+        tokenizer: its own.
+        rows: the text.
+        half: frozen layers run in bfloat16.
+
+    Raises:
+        SenriError: data or settings that do not go together.
+    """
+    training, seed = recipe.training, recipe.experiment.seed
+    if config.loss not in ("recall", "values", "finding"):
+        length = max(training.curriculum) if training.curriculum else training.max_length
+        return StageData(rows, default_data_collator, training.batch_size * length)
+    assert training.recall is not None and config.max_steps is not None
+    samples = NumberedSamples(config.max_steps * training.batch_size)
+    if config.loss == "values":
+        stretches = Stretches(rows, training.recall.values.tokens, seed)
+        return StageData(samples, stretches, training.batch_size * stretches.tokens)
+    if config.loss == "finding":
+        kept = folder / "kept"
+        sizes = (training.batch_size, seed, training.frozen_base_dtype)
+        with process_state().main_process_first():  # the others open the files that it made
+            haystacks = FindingBatches(model, tokenizer, rows, training.recall, kept, *sizes, half=half)
+        return StageData(samples, haystacks, 0)
+    growing = GrowingLength(training.recall)
+    batches = RecallBatches(model, tokenizer, rows, training.recall, growing, seed, half=half)
+    return StageData(samples, batches, 0, [growing], growing.note)
+
+
+def solve_values(objective: ValueDecoding, stretches: Stretches, recipe: Recipe, config: StageConfig) -> None:
+    """Solve what values are learnt from, on other stretches than those of the steps.
+
+    Args:
+        objective: of the stage.
+        stretches: its collator.
+        recipe: of the run.
+        config: of the stage.
+    """
+    training, device = recipe.training, objective.model.device
+    assert training.recall is not None and config.max_steps is not None
+    values, size = training.recall.values, training.batch_size
+    first = config.max_steps * size
+    numbers = torch.arange(first, first + values.solve_batches * size).view(-1, size).tolist()
+    batches = [
+        {name: part.to(device) for name, part in stretches([{"number": number} for number in some]).items()}
+        for some in numbers
+    ]
+    with torch.random.fork_rng():  # what is found has others' values mixed in
+        torch.manual_seed(recipe.experiment.seed)
+        objective.solve(batches, values, recipe.experiment.seed)

@@ -1,0 +1,327 @@
+"""The loss finding: kept runs, haystacks with their questions, and the pointer that needs no layer above the memory."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from senri.errors import SenriError
+from senri.models import SenriForCausalLM
+from senri.training import ConfigManager, ThreeStageTrainer
+from senri.training.callbacks import read_metrics
+from senri.training.frozen_base import FrozenBase, lower_states
+from senri.training.parameters import choose_trained, trained_names
+from senri.training.recall.config import RecallConfig
+from senri.training.recall.finding import Finding
+from senri.training.recall.haystacks import FindingBatches, aligned
+from senri.training.recall.kept import KeptRuns, Run
+from senri.training.rows import TrainingRows
+
+from .conftest import tiny_model
+from .test_language_modelling import assert_same, gradients
+from .test_recall import TEXT, recall_config, write
+
+LAYER = 2
+SMALL = {
+    **{"facts": 12, "group": 3, "asked": 2, "texts": 8, "passage_areas": 3, "passage_width": 50, "passages": 3},
+    **{
+        "passages_until": 80,
+        "first_length": 60,
+        "longest": 160,
+        "growth": 1.5,
+        "hidden": [2, 4],
+        "tokens_per_fact": 20,
+    },
+    **{"questions": 5, "text_questions": 2, "sharpness": 8.0, "styles": ["verbatim", "completion", "question"]},
+}
+
+
+def config(**changes: Any) -> RecallConfig:
+    values = recall_config()
+    for name, value in (SMALL | changes).items():
+        setattr(values.finding, name, value)
+    values.finding.__post_init__()
+    values.passage_cue, values.passage_tokens = 6, 10
+    return values
+
+
+@pytest.fixture
+def model() -> SenriForCausalLM:
+    model = torch.nn.Module.to(tiny_model("add", (LAYER,), learned_read_strength=True, eps=0.1), torch.float32)
+    choose_trained(model, "finding")
+    return model
+
+
+@pytest.fixture
+def rows(model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: Path) -> TrainingRows:
+    ids = torch.tensor(bytes_tokenizer(TEXT)["input_ids"][: 5 * 256]).view(5, 256)
+    rows = TrainingRows([{"input_ids": row} for row in ids], answers=False)
+    rows.frozen_base = FrozenBase(model, rows.tokens, tmp_path / "base", "float32", "text", 64)
+    return rows
+
+
+@pytest.fixture
+def make(model: SenriForCausalLM, rows: TrainingRows, bytes_tokenizer: Any, tmp_path: Path) -> Any:
+    def build(seed: int = 0, **changes: Any) -> FindingBatches:
+        folder = tmp_path / f"kept-{seed}"
+        return FindingBatches(model, bytes_tokenizer, rows, config(**changes), folder, 3, seed, "float32")
+
+    return build
+
+
+def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
+    return Finding(model, LAYER, 8.0, batches.kinds)
+
+
+def test_kept_runs_are_what_the_layers_give(model: SenriForCausalLM, tmp_path: Path) -> None:
+    runs = [Run((1, 2, 3, 4, 5), 2), Run((9, 8, 7)), Run((5, 5, 5, 5), 1)]
+    kept = KeptRuns(model, runs, LAYER, tmp_path, "float32", said=True, half=False)
+    for number, run in enumerate(runs):  # the reference runs each alone
+        ids = torch.tensor([run.ids])
+        (states,), (said,) = kept.states([number]), kept.said([number])
+        assert torch.allclose(states, lower_states(model, ids, LAYER, 100)[0, run.skip :], atol=1e-5)
+        with torch.no_grad(), model.memory_disabled():
+            logits = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        wanted = F.pad(logits.gather(1, ids[0, 1:, None])[:, 0], (1, 0))[run.skip :]
+        assert torch.allclose(said, wanted, atol=1e-4)
+    together = KeptRuns(model, runs, LAYER, tmp_path / "other", "float32", said=False, half=False).states([2, 0, 1])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, kept.states([2, 0, 1]), strict=True))
+
+
+def test_what_is_kept_is_not_computed_again(model: SenriForCausalLM, tmp_path: Path) -> None:
+    runs = [Run((1, 2, 3)), Run((4, 5))]
+    first = KeptRuns(model, runs, LAYER, tmp_path, "float32", said=True, half=False).states([0])[0]
+    with torch.no_grad():  # a memory that learns changes nothing of what is kept
+        model.model.layers[LAYER].self_attn.memory.inputs.k_proj.weight.add_(1)
+    again = KeptRuns(model, runs, LAYER, tmp_path, "float32", said=True, half=False)
+    forward, model.model.forward = model.model.forward, None  # type: ignore[assignment, method-assign]
+    assert torch.equal(again.states([0])[0], first)
+    with pytest.raises(TypeError):
+        again.states([1])
+    model.model.forward = forward  # type: ignore[method-assign]
+    assert not KeptRuns(model, runs[:1], LAYER, tmp_path, "float32", said=True, half=False)._is_there.any()
+    with pytest.raises(SenriError, match="too large for float16"), torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1e7)
+        KeptRuns(model, runs, LAYER, tmp_path, "float16", said=False, half=False).states([0])
+
+
+def test_answers_point_to_the_same_tokens() -> None:
+    assert aligned([3, 4], [1, 3, 4, 5, 3, 4]) == [4, 5]  # a sentence may say it twice: the last time
+    assert aligned([9, 3, 4], [1, 3, 4]) == [-1, 1, 2]
+    assert aligned([9], [1, 2]) == [-1]
+    assert aligned([7, 8], [1, 2]) == [-1, -1]
+
+
+def test_a_haystack_holds_what_is_asked_for(make: Any, rows: TrainingRows) -> None:
+    batches = make()
+    flat = torch.cat(list(rows.tokens))
+    kinds, found = set(), set()
+    for step in range(12):
+        batch = batches([{"number": 3 * step}])
+        ids, asked = batch["ids"][0], batch["kinds"] >= 0
+        targets, points = batch["targets"][asked], batch["points"][asked]
+        there = points >= 0
+        assert there.any() and torch.equal(ids[points[there]], targets[there])
+        assert not (batch["points"][~asked] >= 0).any()
+        assert batch["states"].shape == (1, len(ids), 32) and int((~asked).sum()) >= 2
+        assert int(asked.sum()) <= 5 + 3
+        # Questions give nothing away: what goes in ends before the answer's last token, and nothing is asked before.
+        assert (batch["targets"][:, 0] < 0).all()
+        kinds |= {batches.kinds[kind] for kind in batch["kinds"][asked].tolist()}
+        # The states lie where their tokens do: plain text has those of the frozen base.
+        whole = torch.cat([rows.frozen_base[row] for row in range(5)])  # type: ignore[index]
+        (starts,) = torch.where((whole == batch["states"][0, 0]).all(-1))
+        found.add(int(starts[0]) if len(starts) else -1)
+        if len(starts):
+            assert ids[0] == flat[starts[0]]
+    assert "passages" in kinds and len(kinds) > 3 and len(found) > 6
+
+
+def test_a_passage_is_asked_for_where_it_stands(make: Any, rows: TrainingRows) -> None:
+    batches = make(growth=1.0001)
+    flat = torch.cat(list(rows.tokens))
+    seen = 0
+    for step in range(12):
+        batch = batches([{"number": 3 * step}])
+        for row in (batch["kinds"] == len(batches.kinds) - 1).nonzero()[:, 0]:
+            asked = batch["targets"][row] >= 0
+            points = batch["points"][row][asked]
+            assert len(points) == 10
+            # As in the text: each but where a fact was put in between follows the one before.
+            assert ((points[1:] - points[:-1]) >= 1).all()
+            said = batch["targets"][row][asked]
+            assert any(torch.equal(flat[at : at + 10], said) for at in range(len(flat) - 9))
+            seen += 1
+    assert seen > 6
+
+
+def test_haystacks_are_decided_by_seed_and_number_and_grow(make: Any) -> None:
+    first, again, other = (make(seed)([{"number": 3}]) for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["ids"], other["ids"])
+    lengths = [make()([{"number": 3 * step}])["ids"].shape[1] for step in range(12)]
+    assert max(lengths[:2]) < max(lengths[6:])
+    assert make()([{"number": 3000}])["ids"].shape[1] <= 160 + 4 * 200
+
+
+def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness: float) -> torch.Tensor:
+    """Each question after the whole text in one run of the branch; shares and losses in loops."""
+    layer: Any = model.model.layers[LAYER]
+    branch = layer.self_attn.memory
+    text = layer.input_layernorm(batch["states"])
+    groups = branch.num_heads // branch.num_key_value_heads
+    values = branch.inputs(text, branch.init_state(1))[0].v.repeat_interleave(groups, dim=1)[0]
+    values = (values * branch.memory.norm_weight[:, None]).transpose(0, 1).flatten(1).detach()
+    values = values - values.mean(0)
+    finding, mixtures, asked_rows = [], [], 0
+    for row, targets in enumerate(batch["targets"]):
+        tail = layer.input_layernorm(batch["asking"][row : row + 1])
+        read = branch(torch.cat([text, tail], dim=1), branch.init_state(1))[0].transpose(1, 2)[:, text.shape[1] :]
+        places = (targets >= 0).nonzero()[:, 0].tolist()
+        is_text = int(batch["kinds"][row]) < 0
+        pointed, mixed = [], []
+        for place in places:
+            one = read[0, place].flatten()
+            shares = torch.stack([F.cosine_similarity(one, value, dim=0) for value in values]).mul(sharpness).softmax(0)
+            right = [
+                at
+                for at, token in enumerate(batch["ids"][0])
+                if token == targets[place] or at == batch["points"][row, place]
+            ]
+            share = shares[right].sum() if right else shares.new_tensor(0.0)
+            strength = layer.self_attn.memory_read.logits(read[:, place : place + 1], tail[:, place : place + 1])
+            strength = strength.mean().sigmoid()
+            alone = batch["said"][row, place].exp()
+            if right and not is_text:
+                pointed.append(-share.log())
+            if right or is_text:
+                mixed.append(-(strength * share + (1 - strength) * alone).log())
+        if pointed:
+            finding.append((torch.stack(pointed).sum() / len(places), len(pointed) / len(places)))
+        mixtures.append(torch.stack(mixed).sum() / len(places) if mixed else targets.new_tensor(0.0))
+        asked_rows += 1
+    return sum(loss for loss, _ in finding) / sum(share for _, share in finding) + sum(mixtures) / asked_rows
+
+
+def test_the_loss_is_that_of_reading_everything_for_each_question(make: Any, model: SenriForCausalLM) -> None:
+    batches = make()
+    batch = batches([{"number": 0}])
+    double = copy.deepcopy(model).double()
+    batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
+    found = objective(double, batches)(**batch)
+    mine = gradients(double, found["loss"])
+    wanted = slow_loss(double, batch, 8.0)
+    assert torch.isclose(found["loss"], wanted, rtol=1e-5), (found["loss"], wanted)
+    assert_same(mine, gradients(double, wanted), 1e-4)
+    assert 0 <= found["correct"] <= 1 and 0 < found["asked"] < 1 and 0 < found["text"] < 1
+
+
+def test_a_memory_that_finds_is_told_from_one_that_does_not(make: Any, model: SenriForCausalLM) -> None:
+    """Training on the same haystacks: more is found, and read strengths part."""
+    batches = make(growth=1.0001)
+    loss_of = objective(model, batches)
+    some = [batches([{"number": 3 * step}]) for step in range(4)]
+    for batch in some:  # a model that knows how plain text goes on, and no answer
+        batch["said"] = torch.where(batch["kinds"][:, None] < 0, -0.1, -8.0).expand_as(batch["said"])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-2)
+
+    def figures() -> dict[str, float]:
+        with torch.no_grad():
+            every = [loss_of(**batch) for batch in some]
+        return {name: sum(float(one[name]) for one in every) / len(every) for name in ("correct", "asked", "text")}
+
+    before = figures()
+    for step in range(60):
+        optimiser.zero_grad()
+        loss_of(**some[step % 4])["loss"].backward()
+        optimiser.step()
+    after = figures()
+    assert after["correct"] > before["correct"] + 0.2, (before, after)
+    assert after["asked"] > after["text"] + 0.2, after
+
+
+def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
+    prefix = f"model.layers.{LAYER}.self_attn."
+    names = {name.removeprefix(prefix) for name in trained_names(model)}
+    assert names == {
+        *(f"memory.inputs.{name}_proj.{kind}" for name in ("q", "k", "beta") for kind in ("weight", "bias")),
+        *("memory.inputs.conv_q.weight", "memory.inputs.conv_k.weight"),
+        *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found"),
+    }
+
+
+def test_what_does_not_fit_is_refused(make: Any, bytes_tokenizer: Any, rows: TrainingRows, tmp_path: Path) -> None:
+    with pytest.raises(SenriError, match="another kind in its layers"):
+        Finding(tiny_model("gate", (2,)), 2, 8.0, ())
+    with pytest.raises(SenriError, match="learned_read_strength to true"):
+        Finding(tiny_model("add", (2,)), 2, 8.0, ())
+    with pytest.raises(SenriError, match="no chat template"):
+        make(styles=["chat"])
+    with pytest.raises(SenriError, match="fewer than a haystack"):
+        make(longest=100_000)
+    for changes, message in (
+        ({"facts": 0}, "facts is 0"),
+        ({"hidden": []}, "hidden is empty"),
+        ({"hidden": [0]}, "numbers from 1 on"),
+        ({"alike_share": 2.0}, "from 0 to 1"),
+        ({"longest": 10}, "less than first_length"),
+        ({"growth": 1.0}, "above 1"),
+    ):
+        with pytest.raises(SenriError, match=message):
+            config(**changes)
+    rows.frozen_base = None
+    with pytest.raises(SenriError, match="frozen_base=true"):
+        make()
+
+
+def finding_recipe(recipe_file: Path) -> Path:
+    path = write(recipe_file, styles={"completion": 1.0}, finding=vars(config().finding))
+    recipe = yaml.safe_load(path.read_text())
+    preset = Path(recipe["model"]["preset"])
+    values = yaml.safe_load(preset.read_text())
+    values["memory"] |= {"learned_read_strength": True, "eps": 0.1}
+    preset.write_text(yaml.safe_dump(values), encoding="utf-8")
+    stages = recipe["training"]["stages"]
+    stages["full"] = stages["memory"] | {"enabled": True}
+    stages["memory"] = {"loss": "finding", "train": "finding", "max_steps": 6, "learning_rate": 5.0e-3}
+    stages["distill"] = {"enabled": True, "loss": "values", "train": "values", "max_steps": 3, "learning_rate": 5.0e-3}
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def test_the_recipe_says_finds_and_recalls_and_goes_on_where_it_was(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = finding_recipe(recipe_file)
+
+    def run(name: str) -> list[tuple[str, float]]:
+        outcome = ThreeStageTrainer(ConfigManager(recipe, [f"experiment.name={name}"])).train()
+        assert outcome.finished and [stage.name for stage in outcome.stages] == ["distill", "memory", "full"]
+        return [(line["stage"], line["loss"]) for line in read_metrics(outcome.folder / "metrics.jsonl")]
+
+    whole = run("whole")
+    assert [stage for stage, _ in whole].count("memory") == 6
+    forward, calls = Finding.forward, iter(range(100))
+
+    def stopping(self: Finding, **kwargs: Any) -> Any:
+        if next(calls) == 5:
+            raise ZeroDivisionError
+        return forward(self, **kwargs)
+
+    monkeypatch.setattr(Finding, "forward", stopping)
+    with pytest.raises(ZeroDivisionError):
+        run("cut")
+    monkeypatch.undo()
+    assert run("cut") == whole
+    for word, message in (
+        ("training.stages.memory.train=memory", "train finding"),
+        ("training.stages.memory.max_steps=null", "set max_steps"),
+        ("training.recall.finding.sharpness=0", "above 0"),
+    ):
+        with pytest.raises(SenriError, match=message):
+            ConfigManager(recipe, [word])
