@@ -297,15 +297,18 @@ def finding_recipe(recipe_file: Path) -> Path:
 def test_the_recipe_says_finds_and_recalls_and_goes_on_where_it_was(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = finding_recipe(recipe_file)
+    recipe, grows = finding_recipe(recipe_file), list[float]()
 
     def run(name: str) -> list[tuple[str, float]]:
         outcome = ThreeStageTrainer(ConfigManager(recipe, [f"experiment.name={name}"])).train()
         assert outcome.finished and [stage.name for stage in outcome.stages] == ["distill", "memory", "full"]
-        return [(line["stage"], line["loss"]) for line in read_metrics(outcome.folder / "metrics.jsonl")]
+        lines = read_metrics(outcome.folder / "metrics.jsonl")
+        grows[:] = [line["length"] for line in lines if line["stage"] == "memory"]
+        return [(line["stage"], line["loss"]) for line in lines]
 
     whole = run("whole")
     assert [stage for stage, _ in whole].count("memory") == 6
+    assert max(grows[:2]) < max(grows[2:]), grows  # in the order of their numbers
     forward, calls = Finding.forward, iter(range(100))
 
     def stopping(self: Finding, **kwargs: Any) -> Any:

@@ -226,6 +226,8 @@ class Stage:
             lr_scheduler_type="cosine_with_min_lr" if is_cosine else training.schedule,
             lr_scheduler_kwargs={"min_lr_rate": training.smallest_rate} if is_cosine else {},
             bf16=self._in_bfloat16,
+            # Numbered samples are drawn by their seed; their order is that of the curriculum.
+            train_sampling_strategy="sequential" if self.config.loss in ("values", "finding", "recall") else "random",
             seed=experiment.seed,
             data_seed=experiment.seed,
             logging_steps=experiment.log_every,

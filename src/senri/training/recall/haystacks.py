@@ -215,7 +215,8 @@ class FindingBatches:
         """Return where a stretch begins whose passages are asked for together, and the questions."""
         config, recall = self._config, self._recall
         long = recall.passage_cue + recall.passage_tokens
-        place = rng.randrange(config.longest, self._tokens - config.longest - config.passage_width)
+        around = max(config.passages_until, config.passage_width)
+        place = rng.randrange(around, self._tokens - around)
         passages = []
         for _ in range(config.passages):
             at = place + rng.randrange(config.passage_width - long + 1)
