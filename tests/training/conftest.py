@@ -11,6 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from senri.models import SenriConfig, SenriForCausalLM
+from senri.settings import build, config_dir, load_yaml
+from senri.training.frozen_base import FrozenBase
+from senri.training.parameters import choose_trained
+from senri.training.recall.config import HaystackConfig, LengthsConfig, RecallConfig
+from senri.training.recall.haystacks import HaystackBatches
+from senri.training.rows import TrainingRows
 
 SIZES = {
     "vocab_size": 257,
@@ -139,4 +145,74 @@ def write_recipe(folder: Path, base_folder: Path, text_folder: Path) -> Path:
 def preset_file(folder: Path, combine: str) -> Path:
     path = folder / f"{combine}.yaml"
     path.write_text(yaml.safe_dump({"base": "", "memory_layers": [2], **MEMORIES[combine]}), encoding="utf-8")
+    return path
+
+
+RECALL_TEXT = "The inn stood by the water. Nobody had seen the ferryman since Tuesday, and the lamp was out. " * 20
+RECALL_LAYER = 2
+SMALL = {
+    **{"facts": 12, "group": 3, "asked": 2, "texts": 8, "passage_areas": 3, "passage_width": 50, "passages": 3},
+    **{"passages_until": 80, "passage_cue": 6, "passage_tokens": 10, "hidden": [2, 4], "tokens_per_fact": 20},
+    **{"neighbourhood": 8, "question_context": 4, "text_tokens": 12, "questions": 5, "text_questions": 2},
+    **{"styles": ["verbatim", "completion", "question"]},
+}
+LENGTHS = {"first": 60, "longest": 160, "growth": 1.5, "shortest_share": 0.5}
+
+
+def recall_values(**changes: Any) -> dict[str, Any]:
+    """Return the recipe's settings for small texts."""
+    values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
+    values["haystacks"] |= SMALL | changes
+    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0}
+    values["answering"] |= {"lengths": LENGTHS}
+    return values
+
+
+def recall_config(**changes: Any) -> RecallConfig:
+    return build(RecallConfig, recall_values(**changes), "test")
+
+
+@pytest.fixture
+def recall_model() -> SenriForCausalLM:
+    model = torch.nn.Module.to(tiny_model("add", (RECALL_LAYER,), learned_read_strength=True, eps=0.1), torch.float32)
+    choose_trained(model, "memory")
+    return model
+
+
+@pytest.fixture
+def recall_rows(recall_model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: Path) -> TrainingRows:
+    ids = torch.tensor(bytes_tokenizer(RECALL_TEXT)["input_ids"][: 5 * 256]).view(5, 256)
+    rows = TrainingRows([{"input_ids": row} for row in ids], answers=False)
+    rows.frozen_base = FrozenBase(recall_model, rows.tokens, tmp_path / "base", "float32", "text", 64)
+    return rows
+
+
+@pytest.fixture
+def haystacks(recall_model: SenriForCausalLM, recall_rows: TrainingRows, bytes_tokenizer: Any, tmp_path: Path) -> Any:
+    def build_batches(seed: int = 0, growth: float = 1.5, longest: int = 160, **changes: Any) -> HaystackBatches:
+        config: HaystackConfig = recall_config(**changes).haystacks
+        lengths = LengthsConfig(60, longest, growth, 0.5)
+        folder = tmp_path / f"kept-{seed}"
+        return HaystackBatches(recall_model, bytes_tokenizer, recall_rows, config, lengths, folder, 3, seed, "float32")
+
+    return build_batches
+
+
+def recall_recipe(recipe_file: Path, **changes: Any) -> Path:
+    """Return a recipe of one stage with the loss recall."""
+    recipe = yaml.safe_load(recipe_file.read_text())
+    preset = preset_file(recipe_file.parent, "add")
+    values = yaml.safe_load(preset.read_text())
+    values["memory"] |= {"learned_read_strength": True, "eps": 0.1}
+    preset.write_text(yaml.safe_dump(values), encoding="utf-8")
+    recipe["model"]["preset"] = str(preset)
+    recipe["training"] |= {"max_length": 256, "segment_tokens": 64, "recall": recall_values(**changes)}
+    recipe["training"]["batch_size"] = recipe["training"]["micro_batch_size"] = 3
+    recipe["training"]["stages"] = {
+        "distill": {"enabled": False},
+        "memory": {"max_steps": 6, "loss": "recall", "train": "memory", "learning_rate": 1e-2},
+        "full": {"enabled": False},
+    }
+    path = recipe_file.with_name("recall.yaml")
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path

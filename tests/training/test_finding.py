@@ -13,100 +13,59 @@ from senri.errors import SenriError
 from senri.models import SenriForCausalLM
 from senri.training import ConfigManager, ThreeStageTrainer
 from senri.training.callbacks import read_metrics
-from senri.training.frozen_base import FrozenBase, lower_states
+from senri.training.frozen_base import lower_states
 from senri.training.parameters import choose_trained, trained_names
-from senri.training.recall.config import RecallConfig
 from senri.training.recall.finding import Finding
-from senri.training.recall.haystacks import FindingBatches, aligned
+from senri.training.recall.haystacks import HaystackBatches, aligned
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
 
-from .conftest import tiny_model
+from .conftest import RECALL_LAYER, recall_recipe, tiny_model
 from .test_language_modelling import assert_same, gradients
-from .test_recall import TEXT, recall_config, write
-
-LAYER = 2
-SMALL = {
-    **{"facts": 12, "group": 3, "asked": 2, "texts": 8, "passage_areas": 3, "passage_width": 50, "passages": 3},
-    **{
-        "passages_until": 80,
-        "first_length": 60,
-        "longest": 160,
-        "growth": 1.5,
-        "hidden": [2, 4],
-        "tokens_per_fact": 20,
-    },
-    **{"questions": 5, "text_questions": 2, "sharpness": 8.0, "styles": ["verbatim", "completion", "question"]},
-}
-
-
-def config(**changes: Any) -> RecallConfig:
-    values = recall_config()
-    for name, value in (SMALL | changes).items():
-        setattr(values.finding, name, value)
-    values.finding.__post_init__()
-    values.passage_cue, values.passage_tokens = 6, 10
-    return values
 
 
 @pytest.fixture
-def model() -> SenriForCausalLM:
-    model = torch.nn.Module.to(tiny_model("add", (LAYER,), learned_read_strength=True, eps=0.1), torch.float32)
-    choose_trained(model, "finding")
-    return model
+def model(recall_model: SenriForCausalLM) -> SenriForCausalLM:
+    choose_trained(recall_model, "finding")
+    return recall_model
 
 
-@pytest.fixture
-def rows(model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: Path) -> TrainingRows:
-    ids = torch.tensor(bytes_tokenizer(TEXT)["input_ids"][: 5 * 256]).view(5, 256)
-    rows = TrainingRows([{"input_ids": row} for row in ids], answers=False)
-    rows.frozen_base = FrozenBase(model, rows.tokens, tmp_path / "base", "float32", "text", 64)
-    return rows
-
-
-@pytest.fixture
-def make(model: SenriForCausalLM, rows: TrainingRows, bytes_tokenizer: Any, tmp_path: Path) -> Any:
-    def build(seed: int = 0, **changes: Any) -> FindingBatches:
-        folder = tmp_path / f"kept-{seed}"
-        return FindingBatches(model, bytes_tokenizer, rows, config(**changes), folder, 3, seed, "float32")
-
-    return build
-
-
-def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
-    return Finding(model, LAYER, 8.0, batches.kinds)
+def objective(model: SenriForCausalLM, batches: HaystackBatches) -> Finding:
+    return Finding(model, RECALL_LAYER, 8.0, batches.kinds)
 
 
 def test_kept_runs_are_what_the_layers_give(model: SenriForCausalLM, tmp_path: Path) -> None:
     runs = [Run((1, 2, 3, 4, 5), 2), Run((9, 8, 7)), Run((5, 5, 5, 5), 1)]
-    kept = KeptRuns(model, runs, LAYER, tmp_path, "float32", said=True, half=False)
+    kept = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", said=True, half=False)
     for number, run in enumerate(runs):  # the reference runs each alone
         ids = torch.tensor([run.ids])
         (states,), (said,) = kept.states([number]), kept.said([number])
-        assert torch.allclose(states, lower_states(model, ids, LAYER, 100)[0, run.skip :], atol=1e-5)
+        assert torch.allclose(states, lower_states(model, ids, RECALL_LAYER, 100)[0, run.skip :], atol=1e-5)
         with torch.no_grad(), model.memory_disabled():
             logits = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
         wanted = F.pad(logits.gather(1, ids[0, 1:, None])[:, 0], (1, 0))[run.skip :]
         assert torch.allclose(said, wanted, atol=1e-4)
-    together = KeptRuns(model, runs, LAYER, tmp_path / "other", "float32", said=False, half=False).states([2, 0, 1])
+    together = KeptRuns(model, runs, RECALL_LAYER, tmp_path / "other", "float32", said=False, half=False).states(
+        [2, 0, 1]
+    )
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, kept.states([2, 0, 1]), strict=True))
 
 
 def test_what_is_kept_is_not_computed_again(model: SenriForCausalLM, tmp_path: Path) -> None:
     runs = [Run((1, 2, 3)), Run((4, 5))]
-    first = KeptRuns(model, runs, LAYER, tmp_path, "float32", said=True, half=False).states([0])[0]
+    first = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", said=True, half=False).states([0])[0]
     with torch.no_grad():  # a memory that learns changes nothing of what is kept
-        model.model.layers[LAYER].self_attn.memory.inputs.k_proj.weight.add_(1)
-    again = KeptRuns(model, runs, LAYER, tmp_path, "float32", said=True, half=False)
+        model.model.layers[RECALL_LAYER].self_attn.memory.inputs.k_proj.weight.add_(1)
+    again = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", said=True, half=False)
     forward, model.model.forward = model.model.forward, None  # type: ignore[assignment, method-assign]
     assert torch.equal(again.states([0])[0], first)
     with pytest.raises(TypeError):
         again.states([1])
     model.model.forward = forward  # type: ignore[method-assign]
-    assert not KeptRuns(model, runs[:1], LAYER, tmp_path, "float32", said=True, half=False)._is_there.any()
+    assert not KeptRuns(model, runs[:1], RECALL_LAYER, tmp_path, "float32", said=True, half=False)._is_there.any()
     with pytest.raises(SenriError, match="too large for float16"), torch.no_grad():
         model.model.embed_tokens.weight.mul_(1e7)
-        KeptRuns(model, runs, LAYER, tmp_path, "float16", said=False, half=False).states([0])
+        KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float16", said=False, half=False).states([0])
 
 
 def test_answers_point_to_the_same_tokens() -> None:
@@ -116,9 +75,9 @@ def test_answers_point_to_the_same_tokens() -> None:
     assert aligned([7, 8], [1, 2]) == [-1, -1]
 
 
-def test_a_haystack_holds_what_is_asked_for(make: Any, rows: TrainingRows) -> None:
-    batches = make()
-    flat = torch.cat(list(rows.tokens))
+def test_a_haystack_holds_what_is_asked_for(haystacks: Any, recall_rows: TrainingRows) -> None:
+    batches = haystacks()
+    flat = torch.cat(list(recall_rows.tokens))
     kinds, found = set(), set()
     for step in range(12):
         batch = batches([{"number": 3 * step}])
@@ -133,7 +92,7 @@ def test_a_haystack_holds_what_is_asked_for(make: Any, rows: TrainingRows) -> No
         assert (batch["targets"][:, 0] < 0).all()
         kinds |= {batches.kinds[kind] for kind in batch["kinds"][asked].tolist()}
         # The states lie where their tokens do: plain text has those of the frozen base.
-        whole = torch.cat([rows.frozen_base[row] for row in range(5)])  # type: ignore[index]
+        whole = torch.cat([recall_rows.frozen_base[row] for row in range(5)])  # type: ignore[index]
         (starts,) = torch.where((whole == batch["states"][0, 0]).all(-1))
         found.add(int(starts[0]) if len(starts) else -1)
         if len(starts):
@@ -141,9 +100,9 @@ def test_a_haystack_holds_what_is_asked_for(make: Any, rows: TrainingRows) -> No
     assert "passages" in kinds and len(kinds) > 3 and len(found) > 6
 
 
-def test_a_passage_is_asked_for_where_it_stands(make: Any, rows: TrainingRows) -> None:
-    batches = make(growth=1.0001)
-    flat = torch.cat(list(rows.tokens))
+def test_a_passage_is_asked_for_where_it_stands(haystacks: Any, recall_rows: TrainingRows) -> None:
+    batches = haystacks(growth=1.0001)
+    flat = torch.cat(list(recall_rows.tokens))
     seen = 0
     for step in range(12):
         batch = batches([{"number": 3 * step}])
@@ -159,18 +118,18 @@ def test_a_passage_is_asked_for_where_it_stands(make: Any, rows: TrainingRows) -
     assert seen > 6
 
 
-def test_haystacks_are_decided_by_seed_and_number_and_grow(make: Any) -> None:
-    first, again, other = (make(seed)([{"number": 3}]) for seed in (0, 0, 1))
+def test_haystacks_are_decided_by_seed_and_number_and_grow(haystacks: Any) -> None:
+    first, again, other = (haystacks(seed)([{"number": 3}]) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["ids"], other["ids"])
-    lengths = [make()([{"number": 3 * step}])["ids"].shape[1] for step in range(12)]
+    lengths = [haystacks()([{"number": 3 * step}])["ids"].shape[1] for step in range(12)]
     assert max(lengths[:2]) < max(lengths[6:])
-    assert make()([{"number": 3000}])["ids"].shape[1] <= 160 + 4 * 200
+    assert haystacks()([{"number": 3000}])["ids"].shape[1] <= 160 + 4 * 200
 
 
 def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness: float) -> torch.Tensor:
     """Each question after the whole text in one run of the branch; shares and losses in loops."""
-    layer: Any = model.model.layers[LAYER]
+    layer: Any = model.model.layers[RECALL_LAYER]
     branch = layer.self_attn.memory
     text = layer.input_layernorm(batch["states"])
     groups = branch.num_heads // branch.num_key_value_heads
@@ -207,8 +166,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
     return sum(loss for loss, _ in finding) / sum(share for _, share in finding) + sum(mixtures) / asked_rows
 
 
-def test_the_loss_is_that_of_reading_everything_for_each_question(make: Any, model: SenriForCausalLM) -> None:
-    batches = make()
+def test_the_loss_is_that_of_reading_everything_for_each_question(haystacks: Any, model: SenriForCausalLM) -> None:
+    batches = haystacks()
     batch = batches([{"number": 0}])
     double = copy.deepcopy(model).double()
     batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
@@ -220,9 +179,9 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(make: Any, mod
     assert 0 <= found["correct"] <= 1 and 0 < found["asked"] < 1 and 0 < found["text"] < 1
 
 
-def test_a_memory_that_finds_is_told_from_one_that_does_not(make: Any, model: SenriForCausalLM) -> None:
+def test_a_memory_that_finds_is_told_from_one_that_does_not(haystacks: Any, model: SenriForCausalLM) -> None:
     """Training on the same haystacks: more is found, and read strengths part."""
-    batches = make(growth=1.0001)
+    batches = haystacks(growth=1.0001)
     loss_of = objective(model, batches)
     some = [batches([{"number": 3 * step}]) for step in range(4)]
     for batch in some:  # a model that knows how plain text goes on, and no answer
@@ -246,7 +205,7 @@ def test_a_memory_that_finds_is_told_from_one_that_does_not(make: Any, model: Se
 
 
 def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
-    prefix = f"model.layers.{LAYER}.self_attn."
+    prefix = f"model.layers.{RECALL_LAYER}.self_attn."
     names = {name.removeprefix(prefix) for name in trained_names(model)}
     assert names == {
         *(f"memory.inputs.{name}_proj.{kind}" for name in ("q", "k", "beta") for kind in ("weight", "bias")),
@@ -255,37 +214,25 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
     }
 
 
-def test_what_does_not_fit_is_refused(make: Any, bytes_tokenizer: Any, rows: TrainingRows, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(
+    haystacks: Any, bytes_tokenizer: Any, recall_rows: TrainingRows, tmp_path: Path
+) -> None:
     with pytest.raises(SenriError, match="another kind in its layers"):
         Finding(tiny_model("gate", (2,)), 2, 8.0, ())
     with pytest.raises(SenriError, match="learned_read_strength to true"):
         Finding(tiny_model("add", (2,)), 2, 8.0, ())
     with pytest.raises(SenriError, match="no chat template"):
-        make(styles=["chat"])
-    with pytest.raises(SenriError, match="fewer than a haystack"):
-        make(longest=100_000)
-    for changes, message in (
-        ({"facts": 0}, "facts is 0"),
-        ({"hidden": []}, "hidden is empty"),
-        ({"hidden": [0]}, "numbers from 1 on"),
-        ({"alike_share": 2.0}, "from 0 to 1"),
-        ({"longest": 10}, "less than first_length"),
-        ({"growth": 1.0}, "above 1"),
-    ):
-        with pytest.raises(SenriError, match=message):
-            config(**changes)
-    rows.frozen_base = None
+        haystacks(styles=["chat"])
+    with pytest.raises(SenriError, match="too few for a text of"):
+        haystacks(longest=100_000)
+    recall_rows.frozen_base = None
     with pytest.raises(SenriError, match="frozen_base=true"):
-        make()
+        haystacks()
 
 
 def finding_recipe(recipe_file: Path) -> Path:
-    path = write(recipe_file, styles={"completion": 1.0}, finding=vars(config().finding))
+    path = recall_recipe(recipe_file)
     recipe = yaml.safe_load(path.read_text())
-    preset = Path(recipe["model"]["preset"])
-    values = yaml.safe_load(preset.read_text())
-    values["memory"] |= {"learned_read_strength": True, "eps": 0.1}
-    preset.write_text(yaml.safe_dump(values), encoding="utf-8")
     stages = recipe["training"]["stages"]
     stages["full"] = stages["memory"] | {"enabled": True}
     stages["memory"] = {"loss": "finding", "train": "finding", "max_steps": 6, "learning_rate": 5.0e-3}
@@ -324,7 +271,6 @@ def test_the_recipe_says_finds_and_recalls_and_goes_on_where_it_was(
     for word, message in (
         ("training.stages.memory.train=memory", "train finding"),
         ("training.stages.memory.max_steps=null", "set max_steps"),
-        ("training.recall.finding.sharpness=0", "above 0"),
     ):
         with pytest.raises(SenriError, match=message):
             ConfigManager(recipe, [word])

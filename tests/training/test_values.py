@@ -19,8 +19,7 @@ from senri.training.recall.config import ValuesConfig
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
 
-from .conftest import tiny_model
-from .test_recall import TEXT, write
+from .conftest import RECALL_TEXT, recall_recipe, tiny_model
 
 LAYER = 2
 
@@ -34,7 +33,7 @@ def model() -> SenriForCausalLM:
 
 @pytest.fixture
 def rows(model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: Path) -> TrainingRows:
-    ids = torch.tensor(bytes_tokenizer(TEXT)["input_ids"][: 5 * 256]).view(5, 256)
+    ids = torch.tensor(bytes_tokenizer(RECALL_TEXT)["input_ids"][: 5 * 256]).view(5, 256)
     rows = TrainingRows([{"input_ids": row} for row in ids], answers=False)
     rows.frozen_base = FrozenBase(model, rows.tokens, tmp_path, "float32", "text", 64)
     return rows
@@ -161,7 +160,7 @@ def test_a_memory_of_another_kind_is_refused() -> None:
 
 
 def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
-    path = write(recipe_file, styles={"completion": 1.0})
+    path = recall_recipe(recipe_file)
     recipe = yaml.safe_load(path.read_text())
     recipe["training"]["stages"]["distill"] = {
         **{"enabled": True, "loss": "values", "train": "values"},
@@ -174,7 +173,7 @@ def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
     assert [line["stage"] for line in lines].count("distill") == 5
     assert outcome.stages[0].tokens == 5 * 3 * 48
     # One store of the frozen layers' outputs for both.
-    assert len([*outcome.folder.glob("stages/**/states.npy")]) == 1
+    assert len([*outcome.folder.glob("stages/*/states.npy")]) == 1
     for word, message in (
         ("training.stages.distill.train=memory", "train values"),
         ("training.stages.distill.max_steps=null", "set max_steps"),

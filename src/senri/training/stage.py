@@ -25,7 +25,6 @@ from senri.training.frozen_base import FrozenBase, first_trained_layer
 from senri.training.language_modelling import LanguageModelling
 from senri.training.objective import Objective
 from senri.training.parameters import choose_trained
-from senri.training.recall.config import PASSAGES
 from senri.training.recall.finding import Finding
 from senri.training.recall.objective import Recall
 from senri.training.recall.values import ValueDecoding
@@ -125,14 +124,12 @@ class Stage:
             model=objective,
             args=self._arguments(),
             callbacks=[
-                *data.callbacks,
                 stop,
                 MetricsFile(self.metrics, self.name, data.per_step),
                 StepBar(self.name, data.per_step),
             ],
             train_dataset=data.samples,
             data_collator=data.collator,
-            on_figures=data.on_figures,
         )
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
@@ -194,13 +191,14 @@ class Stage:
             return ValueDecoding(model, start_layer, training.recall.values.interference)
         if self.config.loss == "finding":
             assert training.recall is not None
-            finding = training.recall.finding
-            return Finding(model, start_layer, finding.sharpness, (*finding.kinds, PASSAGES))
+            kinds = training.recall.haystacks.kind_names
+            return Finding(model, start_layer, training.recall.finding.sharpness, kinds)
         gradient = training.gradient or model.config.memory_config.gradient
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":
             assert training.recall is not None
-            return Recall(*segments, kinds=training.recall.kinds)
+            kinds, kl_weight = training.recall.haystacks.kind_names, training.recall.answering.kl_weight
+            return Recall(*segments, kinds=kinds, kl_weight=kl_weight)
         if training.answers_only:
             return AnswersOnly(*segments)
         return LanguageModelling(*segments, base=base, kl_weight=self.config.kl_weight)

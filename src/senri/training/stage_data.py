@@ -1,21 +1,17 @@
 """What the trainer reads in a stage: rows of tokens, or numbered samples that a collator makes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, default_data_collator
+from transformers import default_data_collator
 
 from senri.evaluation.processes import process_state
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Recipe, StageConfig
-from senri.training.recall.curriculum import GrowingLength
-from senri.training.recall.haystacks import FindingBatches
-from senri.training.recall.samples import NumberedSamples, RecallBatches
+from senri.training.recall.haystacks import HaystackBatches, NumberedSamples
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
 
@@ -28,15 +24,11 @@ class StageData:
         samples: the trainer's dataset.
         collator: makes batches of them.
         per_step: tokens that a step reads; 0 where that differs.
-        callbacks: that belong to the data.
-        on_figures: told what the objective returns beside the loss.
     """
 
     samples: Dataset[Any]
     collator: Any
     per_step: int
-    callbacks: list[TrainerCallback] = field(default_factory=list)
-    on_figures: Callable[[dict[str, Tensor]], None] | None = None
 
 
 def stage_data(
@@ -71,15 +63,22 @@ def stage_data(
     if config.loss == "values":
         stretches = Stretches(rows, training.recall.values.tokens, seed)
         return StageData(samples, stretches, training.batch_size * stretches.tokens)
-    if config.loss == "finding":
-        kept = folder / "kept"
-        sizes = (training.batch_size, seed, training.frozen_base_dtype)
-        with process_state().main_process_first():  # the others open the files that it made
-            haystacks = FindingBatches(model, tokenizer, rows, training.recall, kept, *sizes, half=half)
-        return StageData(samples, haystacks, 0)
-    growing = GrowingLength(training.recall)
-    batches = RecallBatches(model, tokenizer, rows, training.recall, growing, seed, half=half)
-    return StageData(samples, batches, 0, [growing], growing.note)
+    recall = training.recall
+    lengths = (recall.finding if config.loss == "finding" else recall.answering).lengths
+    with process_state().main_process_first():  # the others open the files that it made
+        haystacks = HaystackBatches(
+            model,
+            tokenizer,
+            rows,
+            recall.haystacks,
+            lengths,
+            folder.parent / "kept",  # stages share what is kept
+            training.batch_size,
+            seed,
+            training.frozen_base_dtype,
+            half=half,
+        )
+    return StageData(samples, haystacks, 0)
 
 
 def solve_values(objective: ValueDecoding, stretches: Stretches, recipe: Recipe, config: StageConfig) -> None:

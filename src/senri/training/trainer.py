@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ class SenriTrainer(Trainer):
     Args:
         stage: rates of the stage.
         curriculum: lengths that sequences are cut to, in equal shares of the steps; empty for none.
-        on_figures: told what the objective returns beside the loss.
         **kwargs: of transformers' Trainer; `model` is an `Objective`.
     """
 
@@ -43,11 +41,9 @@ class SenriTrainer(Trainer):
         self,
         stage: StageConfig,
         curriculum: list[int],
-        on_figures: Callable[[dict[str, Tensor]], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._on_figures = on_figures
         self.stage, self.curriculum = stage, curriculum
         self._figures: dict[str, list[Tensor]] = {}
 
@@ -71,8 +67,6 @@ class SenriTrainer(Trainer):
         figures = {name: figure for name, figure in outputs.items() if name != "loss"}
         for name, figure in figures.items():
             self._figures.setdefault(name, []).append(figure)
-        if self._on_figures is not None:
-            self._on_figures(figures)
         return outputs["loss"]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:

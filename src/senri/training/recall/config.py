@@ -1,5 +1,6 @@
 """Settings of recall training."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,46 +9,6 @@ from senri.errors import SenriError
 PASSAGES = "passages"
 
 Style = Literal["verbatim", "completion", "question", "chat"]
-
-
-@dataclass
-class Phase:
-    """What is hidden and how it is asked for, while texts are not longer than so many tokens.
-
-    Args:
-        until: tokens; the next phase begins when texts reach it. None in the last phase.
-        needles: numbers of facts that are hidden, one of them asked; drawn with equal chances.
-        kinds: of facts, with their weights; `passages` are pieces of the text itself, asked for by their beginning.
-        styles: ways to ask, with their weights.
-        text_share: share of samples that hide nothing and go on with the text.
-        kl_weight: of the divergence from the memory-less model in those, beside the loss of the answers.
-        passed_at: share of right answer tokens from which on the length grows.
-    """
-
-    until: int | None
-    needles: list[int]
-    kinds: dict[str, float]
-    styles: dict[Style, float]
-    text_share: float
-    kl_weight: float
-    passed_at: float
-
-    def __post_init__(self) -> None:
-        for name in ("kinds", "styles"):
-            weights = getattr(self, name)
-            if not weights or min(weights.values()) < 0 or not sum(weights.values()):
-                raise SenriError(
-                    f"training.recall.phases: {name} is {weights}, but it must name some with weights above 0."
-                )
-        if not self.needles or min(self.needles) < 1:
-            raise SenriError(f"training.recall.phases: needles is {self.needles}, but it must hold numbers from 1 on.")
-        if self.kl_weight < 0:
-            raise SenriError(f"training.recall.phases: kl_weight is {self.kl_weight}, but it must be 0 or above.")
-        for name in ("text_share", "passed_at"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SenriError(
-                    f"training.recall.phases: {name} is {getattr(self, name)}, but it must be from 0 to below 1."
-                )
 
 
 @dataclass
@@ -86,8 +47,8 @@ class ValuesConfig:
 
 
 @dataclass
-class FindingConfig:
-    """Settings of the loss `finding`, which teaches queries to meet their keys, and what is worth keeping.
+class HaystackConfig:
+    """What is hidden in a text and asked for.
 
     Args:
         facts: that are made, kept with the states of the frozen layers.
@@ -98,17 +59,18 @@ class FindingConfig:
         asked: ways in which each fact is asked for, drawn from these.
         hidden: numbers of facts in a text; drawn with equal chances.
         tokens_per_fact: a text has no more facts than one in so many tokens.
+        neighbourhood: tokens before a fact that its states see.
         questions: most of them about one text.
+        question_context: tokens of plain text that stand before a question.
         texts: pieces of plain text that go on, kept beside the questions.
-        text_questions: so many of them beside the questions of a text; they teach the read strength to be small.
+        text_tokens: how far they go on.
+        text_questions: so many of them beside the questions of a text; where they are, the memory learns to be silent.
         passage_areas: stretches of the text whose passages are asked for by their beginnings.
         passage_width: tokens of such a stretch.
         passages: in each.
         passages_until: tokens; longer texts have no passages: of them not everything can be kept.
-        first_length: tokens of a text at the start.
-        longest: tokens that it grows to.
-        growth: factor at each step.
-        sharpness: of the pointer: factor of cosines in its softmax.
+        passage_cue: tokens of a passage that ask for the rest of it.
+        passage_tokens: of that rest.
     """
 
     facts: int
@@ -119,50 +81,113 @@ class FindingConfig:
     asked: int
     hidden: list[int]
     tokens_per_fact: int
+    neighbourhood: int
     questions: int
+    question_context: int
     texts: int
+    text_tokens: int
     text_questions: int
     passage_areas: int
     passage_width: int
     passages: int
     passages_until: int
-    first_length: int
+    passage_cue: int
+    passage_tokens: int
+
+    def __post_init__(self) -> None:
+        may_be_none = ("texts", "text_questions", "passage_areas", "passages_until")
+        for name, value in vars(self).items():
+            least = 0 if name in may_be_none else 1
+            if isinstance(value, int) and value < least:
+                raise SenriError(f"training.recall.haystacks.{name} is {value}, but it must be at least {least}.")
+        if not self.kinds or min(self.kinds.values()) < 0 or not sum(self.kinds.values()):
+            raise SenriError(
+                f"training.recall.haystacks: kinds is {self.kinds}, but it must name some with weights above 0."
+            )
+        if not self.styles:
+            raise SenriError("training.recall.haystacks.styles is empty: name at least one.")
+        if not self.hidden or min(self.hidden) < 1:
+            raise SenriError(f"training.recall.haystacks.hidden is {self.hidden}, but it must hold numbers from 1 on.")
+        if not 0 <= self.alike_share <= 1:
+            raise SenriError(f"training.recall.haystacks.alike_share is {self.alike_share}, but it must be 0 to 1.")
+        if self.passage_width < self.passage_cue + self.passage_tokens:
+            raise SenriError(
+                f"training.recall.haystacks.passage_width is {self.passage_width}, but a passage has "
+                f"{self.passage_cue + self.passage_tokens} tokens: raise it."
+            )
+
+    @property
+    def kind_names(self) -> tuple[str, ...]:
+        """Names of what is asked for, in the order of their numbers."""
+        return (*self.kinds, PASSAGES)
+
+
+@dataclass
+class LengthsConfig:
+    """How long texts are.
+
+    Args:
+        first: tokens at the first step.
+        longest: tokens that they grow to.
+        growth: factor at each step; 1 for none.
+        shortest_share: each is drawn from this share of the current length up to all of it.
+    """
+
+    first: int
     longest: int
     growth: float
+    shortest_share: float
+
+    def __post_init__(self) -> None:
+        if self.first < 1:
+            raise SenriError(f"training.recall: lengths.first is {self.first}, but it must be at least 1.")
+        if self.longest < self.first:
+            raise SenriError(f"training.recall: lengths.longest is {self.longest}, less than first {self.first}.")
+        if self.growth < 1:
+            raise SenriError(f"training.recall: lengths.growth is {self.growth}, but it must be at least 1.")
+        if not 0 < self.shortest_share <= 1:
+            raise SenriError(
+                f"training.recall: lengths.shortest_share is {self.shortest_share}, but it must be above 0 and up to 1."
+            )
+
+    def at(self, step: int) -> float:
+        """Return the length at a step, in tokens."""
+        steps = math.log(self.longest / self.first) / math.log(self.growth) if self.growth > 1 else math.inf
+        return float(self.longest) if step >= steps else self.first * self.growth**step
+
+
+@dataclass
+class FindingConfig:
+    """Settings of the loss `finding`, which teaches queries to meet their keys.
+
+    Args:
+        lengths: of its texts.
+        sharpness: of the pointer: factor of cosines in its softmax.
+    """
+
+    lengths: LengthsConfig
     sharpness: float
 
     def __post_init__(self) -> None:
-        counts = (
-            "facts",
-            "group",
-            "asked",
-            "tokens_per_fact",
-            "questions",
-            "passage_width",
-            "passages",
-            "first_length",
-        )
-        for name, least in (*((name, 1) for name in counts), *((name, 0) for name in ("texts", "passage_areas"))):
-            if getattr(self, name) < least:
-                raise SenriError(
-                    f"training.recall.finding.{name} is {getattr(self, name)}, but it must be at least {least}."
-                )
-        for name in ("kinds", "styles", "hidden"):
-            if not getattr(self, name):
-                raise SenriError(f"training.recall.finding.{name} is empty: name at least one.")
-        if min(self.hidden) < 1:
-            raise SenriError(f"training.recall.finding.hidden is {self.hidden}, but it must hold numbers from 1 on.")
-        if not 0 <= self.alike_share <= 1:
-            raise SenriError(f"training.recall.finding.alike_share is {self.alike_share}, but it must be from 0 to 1.")
-        if self.longest < self.first_length:
-            raise SenriError(
-                f"training.recall.finding.longest is {self.longest}, less than first_length {self.first_length}."
-            )
-        for name, bound in (("growth", 1), ("sharpness", 0)):
-            if getattr(self, name) <= bound:
-                raise SenriError(
-                    f"training.recall.finding.{name} is {getattr(self, name)}, but it must be above {bound}."
-                )
+        if self.sharpness <= 0:
+            raise SenriError(f"training.recall.finding.sharpness is {self.sharpness}, but it must be above 0.")
+
+
+@dataclass
+class AnsweringConfig:
+    """Settings of the loss `recall`, which teaches the whole memory to answer.
+
+    Args:
+        lengths: of its texts.
+        kl_weight: of the divergence from the memory-less model in plain text, beside the loss of the answers.
+    """
+
+    lengths: LengthsConfig
+    kl_weight: float
+
+    def __post_init__(self) -> None:
+        if self.kl_weight < 0:
+            raise SenriError(f"training.recall.answering.kl_weight is {self.kl_weight}, but it must be 0 or above.")
 
 
 @dataclass
@@ -170,76 +195,13 @@ class RecallConfig:
     """What `training.recall` holds.
 
     Args:
-        first_length: tokens of the text before the question at the start.
-        longest: tokens that it grows to.
-        growth: factor when enough answers are right.
-        smoothing: of the share of right answer tokens, from step to step.
-        shortest_share: lengths are drawn from this share of the current one up to all of it.
-        tokens_per_batch: long texts come in smaller batches, of about so many tokens; two samples at least.
-        phases: what is hidden and asked, by length: easy things first, because nothing is learnt from many at once
-            before the memory finds the first.
-        neighbourhood: tokens before a fact that its states see.
-        question_context: tokens of the text that stand before the question.
-        text_tokens: how far samples that hide nothing go on with the text.
-        passage_cue: tokens of a passage that ask for the rest of it.
-        passage_tokens: most tokens of that rest.
         values: of the loss values.
+        haystacks: what the losses finding and recall hide and ask for.
         finding: of the loss finding.
+        answering: of the loss recall.
     """
 
-    first_length: int
-    longest: int
-    growth: float
-    smoothing: float
-    shortest_share: float
-    tokens_per_batch: int
-    phases: list[Phase]
-    neighbourhood: int
-    question_context: int
-    text_tokens: int
-    passage_cue: int
-    passage_tokens: int
     values: ValuesConfig
+    haystacks: HaystackConfig
     finding: FindingConfig
-
-    def __post_init__(self) -> None:
-        for name in (
-            "first_length",
-            "tokens_per_batch",
-            "neighbourhood",
-            "question_context",
-            "text_tokens",
-            "passage_cue",
-            "passage_tokens",
-        ):
-            if getattr(self, name) < 1:
-                raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be at least 1.")
-        ends = [phase.until for phase in self.phases]
-        rising = sorted({end for end in ends if end is not None})
-        if ends != [*rising, None]:
-            raise SenriError(
-                f"training.recall.phases end at {ends}, but each must end later than the one before, the last at null."
-            )
-        if self.first_length <= self.passage_cue:
-            raise SenriError(
-                f"training.recall.first_length is {self.first_length}, no longer than passage_cue {self.passage_cue}: "
-                f"raise it."
-            )
-        if self.longest < self.first_length:
-            raise SenriError(
-                f"training.recall.longest is {self.longest}, less than first_length {self.first_length}: raise it."
-            )
-        if self.growth <= 1:
-            raise SenriError(f"training.recall.growth is {self.growth}, but it must be above 1.")
-        for name in ("smoothing", "shortest_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SenriError(f"training.recall.{name} is {getattr(self, name)}, but it must be from 0 to below 1.")
-
-    def phase_at(self, length: float) -> Phase:
-        """Return the phase of texts of so many tokens."""
-        return next(phase for phase in self.phases if phase.until is None or length < phase.until)
-
-    @property
-    def kinds(self) -> list[str]:
-        """All kinds of facts that are asked for at any time."""
-        return list(dict.fromkeys(kind for phase in self.phases for kind in phase.kinds))
+    answering: AnsweringConfig

@@ -1,4 +1,4 @@
-"""Haystacks of the loss `finding`: a stretch of text with facts in it, and many questions about it.
+"""Haystacks of the losses `finding` and `recall`: a stretch of text with facts in it, and many questions about it.
 
 Everything that a step needs of the frozen layers is kept: of the text by `FrozenBase`, of facts and questions by
 `KeptRuns`. A fact's states are those after some other tokens of the text, so that it can be put in anywhere.
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from senri.data.facts import FactMaker, ask
 from senri.errors import SenriError
 from senri.models.modeling_senri import SenriForCausalLM
-from senri.training.recall.config import PASSAGES, FindingConfig, RecallConfig
+from senri.training.recall.config import HaystackConfig, LengthsConfig
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
 
@@ -32,7 +32,7 @@ class Asked:
         answer: where in them the answer begins.
         points: for each token of the answer where it stands in the fact, or, of a passage, in the whole text; -1 for
             one that does not stand there as the same token.
-        kind: as its place among `FindingBatches.kinds`.
+        kind: as its place among `HaystackBatches.kinds`.
     """
 
     run: int
@@ -42,14 +42,15 @@ class Asked:
     kind: int
 
 
-class FindingBatches:
-    """Makes batches for `Finding`, one haystack each; the trainer's collator.
+class HaystackBatches:
+    """Makes batches for `Finding` and `Recall`, one haystack each; the trainer's collator.
 
     Args:
         model: a Senri model whose layers below the memory are frozen.
         tokenizer: its tokenizer.
         rows: the text, with the outputs of the frozen layers.
-        config: of recall training; `config.finding` is needed.
+        config: what is hidden and asked for.
+        lengths: of the texts.
         folder: where states of facts and questions are kept.
         batch_size: numbered samples that stand for one step.
         seed: of everything that is drawn.
@@ -65,7 +66,8 @@ class FindingBatches:
         model: SenriForCausalLM,
         tokenizer: Any,
         rows: TrainingRows,
-        config: RecallConfig,
+        config: HaystackConfig,
+        lengths: LengthsConfig,
         folder: Path,
         batch_size: int,
         seed: int,
@@ -73,44 +75,42 @@ class FindingBatches:
         half: bool = False,
     ) -> None:
         if rows.frozen_base is None:
-            raise SenriError(
-                "the loss finding starts from the outputs of frozen layers: set training.frozen_base=true."
-            )
+            raise SenriError("recall training starts from the outputs of frozen layers: set training.frozen_base=true.")
         self._tokenizer, self._rows, self._base = tokenizer, rows, rows.frozen_base
-        self._config: FindingConfig = config.finding
-        self._recall, self._batch_size, self._seed = config, batch_size, seed
-        self.kinds = (*self._config.kinds, PASSAGES)
+        self._config, self._lengths, self._batch_size, self._seed = config, lengths, batch_size, seed
+        self.kinds = config.kind_names
         self._tokens = len(rows) * len(rows.tokens[0])
         self._margin = max(config.neighbourhood, config.question_context + config.text_tokens)
-        if self._tokens < self._config.longest + 2 * self._margin:
+        around = max(self._margin, config.passages_until, config.passage_width)
+        if self._tokens <= max(lengths.longest, config.passage_width) + 2 * around:
             raise SenriError(
-                f"the training text has {self._tokens} tokens, fewer than a haystack of "
-                f"training.recall.finding.longest {self._config.longest}: give more text."
+                f"the training text has {self._tokens} tokens, too few for a text of "
+                f"{lengths.longest} tokens (training.recall) with what stands around it: give more text."
             )
-        if "chat" in self._config.styles and not tokenizer.chat_template:
+        if "chat" in config.styles and not tokenizer.chat_template:
             raise SenriError(
-                "training.recall.finding.styles has chat, but the tokenizer has no chat template: leave it out."
+                "training.recall.haystacks.styles has chat, but the tokenizer has no chat template: leave it out."
             )
         rng = random.Random(f"{seed}-finding")
         self._facts: list[Run] = []
         self._runs: list[Run] = []
         self._groups: list[list[int]] = []  # facts that may stand in one text
         self._about: list[list[Asked]] = []  # the questions about each fact
-        while len(self._facts) < self._config.facts:
+        while len(self._facts) < config.facts:
             self._add_group(rng)
-        self._areas = [self._area(rng) for _ in range(self._config.passage_areas)]
-        self._texts = [self._text(rng) for _ in range(self._config.texts)]
+        self._areas = [self._area(rng) for _ in range(config.passage_areas)]
+        self._texts = [self._text(rng) for _ in range(config.texts)]
         start_layer = self._base.start_layer
         self._kept_facts = KeptRuns(model, self._facts, start_layer, folder / "facts", dtype, said=False, half=half)
         self._kept = KeptRuns(model, self._runs, start_layer, folder / "questions", dtype, said=True, half=half)
 
     def __call__(self, items: Sequence[dict[str, int]]) -> dict[str, Tensor]:
-        """Return the fields of `Finding.forward` for the haystack that some numbered samples stand for."""
+        """Return the fields that both losses take, for the haystack that some numbered samples stand for."""
         config = self._config
         number = items[0]["number"]
         rng = random.Random(f"{self._seed}-{number}-haystack")
-        reach = min(config.first_length * config.growth ** (number // self._batch_size), float(config.longest))
-        length = max(int(reach * rng.uniform(self._recall.shortest_share, 1)), 2 * self._recall.passage_cue)
+        reach = self._lengths.at(number // self._batch_size)
+        length = max(int(reach * rng.uniform(self._lengths.shortest_share, 1)), 1)
         start, passages = self._start(length, rng)
         facts = self._chosen(length, rng)
         places = sorted(rng.randrange(length + 1) for _ in facts)
@@ -189,11 +189,11 @@ class FindingBatches:
             kinds = kinds[:1]
         group = []
         for fact in FactMaker("train", kinds).make(rng, config.group, same_kind=alike):
-            before = rng.randrange(self._tokens - self._recall.neighbourhood)
+            before = rng.randrange(self._tokens - self._config.neighbourhood)
             sentence = self._encode(f" {fact.sentence}")
             group.append(len(self._facts))
             self._facts.append(
-                Run((*self._ids(before, self._recall.neighbourhood), *sentence), self._recall.neighbourhood)
+                Run((*self._ids(before, self._config.neighbourhood), *sentence), self._config.neighbourhood)
             )
             asked = []
             for style in rng.sample(config.styles, min(config.asked, len(config.styles))):
@@ -204,7 +204,7 @@ class FindingBatches:
                 else:
                     question, answer = ask(fact, style)
                 ids = self._encode(answer)
-                context = self._ids(rng.randrange(self._tokens - 64), self._recall.question_context)
+                context = self._ids(rng.randrange(self._tokens - 64), self._config.question_context)
                 tail = [*context, *self._encode(question)]
                 points = aligned(ids, sentence)
                 asked.append(self._add([*tail, *ids], len(tail), points, self.kinds.index(fact.kind)))
@@ -213,22 +213,22 @@ class FindingBatches:
 
     def _area(self, rng: random.Random) -> tuple[int, list[Asked]]:
         """Return where a stretch begins whose passages are asked for together, and the questions."""
-        config, recall = self._config, self._recall
-        long = recall.passage_cue + recall.passage_tokens
+        config = self._config
+        long = config.passage_cue + config.passage_tokens
         around = max(config.passages_until, config.passage_width)
         place = rng.randrange(around, self._tokens - around)
         passages = []
         for _ in range(config.passages):
             at = place + rng.randrange(config.passage_width - long + 1)
             tail = self._encode("\n")
-            answer = len(tail) + recall.passage_cue
-            points = range(at + recall.passage_cue, at + long)
+            answer = len(tail) + config.passage_cue
+            points = range(at + config.passage_cue, at + long)
             passages.append(self._add([*tail, *self._ids(at, long)], answer, points, len(self.kinds) - 1))
         return place, passages
 
     def _text(self, rng: random.Random) -> tuple[Asked, int]:
         """Return plain text that goes on, and where it does."""
-        context, more = self._recall.question_context, self._recall.text_tokens
+        context, more = self._config.question_context, self._config.text_tokens
         place = rng.randrange(context, self._tokens - more)
         return self._add(self._ids(place - context, context + more), context, [-1] * more, -1), place
 
@@ -255,3 +255,20 @@ def aligned(answer: Sequence[int], sentence: Sequence[int]) -> list[int]:
             if rest and [*sentence[place : place + len(rest)]] == rest:
                 return [-1] * skipped + [*range(place, place + len(rest))]
     return [-1] * len(answer)
+
+
+class NumberedSamples(torch.utils.data.Dataset[dict[str, int]]):
+    """The numbers of samples, which a collator makes when they are asked for.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"number": index}

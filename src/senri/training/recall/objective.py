@@ -1,4 +1,4 @@
-"""Recall: a text is read into the memory, a question is asked, and the answer's tokens are the loss."""
+"""Recall: a text is read into the memory, questions are asked, and the tokens of their answers are the loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,71 +11,69 @@ from senri.training.answers import AnswersOnly
 
 
 class Recall(AnswersOnly):
-    """What the trainer runs: batches of `RecallBatches` in, the loss of answers and of plain text out.
+    """What the trainer runs: haystacks with their questions in, the loss of answers and of plain text out.
 
+    The text is only written. The layers from the memory on run for the questions, all of them after the same text.
     Plain text is held to what the model predicts with its memory off: the memory stays silent where nobody asks.
 
     Args:
         *segments: of `SegmentedObjective`, for reading the text.
-        kinds: names of the kinds of facts.
+        kinds: names of the kinds of questions.
+        kl_weight: of the divergence in plain text beside the loss of the answers.
     """
 
-    def __init__(self, *segments: Any, kinds: Sequence[str]) -> None:
+    def __init__(self, *segments: Any, kinds: Sequence[str], kl_weight: float) -> None:
         super().__init__(*segments)
-        self.kinds = tuple(kinds)
+        self.kinds, self.kl_weight = tuple(kinds), kl_weight
 
     def forward(  # type: ignore[override]
-        self,
-        states: Tensor,
-        lengths: Tensor,
-        tail_ids: Tensor,
-        is_answer: Tensor,
-        is_text: Tensor,
-        kinds: Tensor,
-        kl_weight: Tensor,
+        self, states: Tensor, ids: Tensor, asking: Tensor, targets: Tensor, kinds: Tensor, **_: Tensor
     ) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and what else is worth knowing.
 
-        `correct` is the share of right answer tokens, the mean over questions, and `correct_<kind>` that of one kind of
-        facts, over tokens; `divergence` is that of plain text; `length` the mean length of the texts.
+        `correct` is the share of right answer tokens, the mean over questions, and `correct_<kind>` that of one kind,
+        over tokens; `divergence` is that of plain text; `length` that of the text.
 
         Args:
-            states: `[batch, seq, hidden]`, what enters `start_layer` in each text, zeros behind its end.
-            lengths: `[batch]`, tokens of each text.
-            tail_ids: `[batch, tail]`, what follows it, in an empty window.
-            is_answer: `[batch, tail]`, which of these are answers.
-            is_text: `[batch, tail]`, which of these are plain text.
-            kinds: `[batch]`, the kind of the fact that is asked for, as its place in `self.kinds`; -1 in plain text.
-            kl_weight: scalar, of the divergence in plain text beside the loss of the answers.
+            states: `[1, seq, hidden]`, what enters `start_layer` in the text.
+            ids: `[1, seq]`, its tokens.
+            asking: `[questions, tail, hidden]`, what enters `start_layer` in questions and answers, after no window.
+            targets: `[questions, tail]`, the token that follows each, where it is asked for; else -100.
+            kinds: `[questions]`, what each asks for, as its place in `self.kinds`; -1 for plain text that goes on.
+            **_: what only other losses need.
         """
-        memory = self.read(tail_ids.new_zeros(states.shape[:2]), lengths, states)
-        positions = lengths[:, None] + torch.arange(tail_ids.shape[1], device=tail_ids.device)
-        hidden = self.model.model(
-            tail_ids, position_ids=positions, past_key_values=memory, use_cache=True
-        ).last_hidden_state[:, :-1]
-        before_answer, before_text = is_answer[:, 1:], is_text[:, 1:]
-        found = {"length": lengths.float().mean()}
+        length = ids.shape[1]
+        memory = self.read(ids, torch.tensor([length], device=ids.device), states)
+        memory.batch_repeat_interleave(len(asking))
+        positions = (length + torch.arange(asking.shape[1], device=ids.device)).expand(len(asking), -1)
+        hidden = self._run(asking, positions, past_key_values=memory, use_cache=True)
+        is_text = kinds < 0
+        row, column = ((targets >= 0) & ~is_text[:, None]).nonzero(as_tuple=True)
+        found = {"length": torch.tensor(float(length))}
         loss = hidden.new_zeros(())
-        if bool(before_answer.any()):
-            logits = self.model.lm_head(hidden[before_answer]).float()
-            targets = tail_ids[:, 1:][before_answer]
+        if len(row):
+            logits = self.model.lm_head(hidden[row, column]).float()
+            wanted = targets[row, column]
             # Every question counts the same, however long its answer.
-            row = before_answer.nonzero()[:, 0]
-            share = 1 / before_answer.sum(1).float()[row] / before_answer.any(1).sum()
-            loss = loss + (share * F.cross_entropy(logits, targets, reduction="none")).sum()
-            is_right = (logits.argmax(-1) == targets).float()
+            share = 1 / torch.bincount(row, minlength=len(targets))[row].float() / (~is_text).sum()
+            loss = loss + (share * F.cross_entropy(logits, wanted, reduction="none")).sum()
+            is_right = (logits.argmax(-1) == wanted).float()
             found["correct"] = (share * is_right).sum()
             asked = kinds[row]
             found |= {f"correct_{self.kinds[kind]}": is_right[asked == kind].mean() for kind in asked.unique().tolist()}
-        if bool(before_text.any()):
-            rows = is_text.any(dim=1)
+        if bool(is_text.any()):
+            before = targets[is_text] >= 0
             with torch.no_grad(), self.model.memory_disabled():
-                alone = self.model.model(tail_ids[rows], position_ids=positions[rows], use_cache=False)
-                wanted = self.model.lm_head(alone.last_hidden_state[:, :-1][before_text[rows]]).float()
-            logits = self.model.lm_head(hidden[before_text]).float()
-            divergence = F.kl_div(
-                logits.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True
-            )
-            loss = loss + kl_weight * divergence
+                alone = self._run(asking[is_text], positions[is_text], use_cache=False)
+                said = self.model.lm_head(alone[before]).float().log_softmax(-1)
+            logits = self.model.lm_head(hidden[is_text][before]).float()
+            divergence = F.kl_div(logits.log_softmax(-1), said, reduction="batchmean", log_target=True)
+            loss = loss + self.kl_weight * divergence
             found["divergence"] = divergence.detach()
         return {"loss": loss, **found}
+
+    def _run(self, states: Tensor, positions: Tensor, **cache: Any) -> Tensor:
+        """Run the layers from `start_layer` on; `[questions, tail, hidden]` before the head."""
+        out = self.model.model(inputs_embeds=states, start_layer=self.start_layer, position_ids=positions, **cache)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
