@@ -187,7 +187,7 @@ def test_own_sizes_replace_the_bases():
     assert (branch.num_heads, branch.num_key_value_heads, branch.key_dim, branch.value_dim) == (4, 2, 6, 5)
     assert branch.inputs.q_proj.weight.shape == (24, HIDDEN)
     assert branch.inputs.q_proj.bias is not None
-    assert branch.inputs.v_proj.bias is None
+    assert branch.inputs.v_proj.bias is not None
     assert branch.init_state(3)["M"].shape == (3, 2, 6, 5)
 
 
@@ -204,6 +204,8 @@ def test_the_whitened_start_sees_white_and_maps_queries_as_keys(heads, key_dim):
     inputs.initialise_from_whitening(hidden.mean(0), covariance, torch.Generator().manual_seed(1))
     keys = inputs.k_proj(hidden)
     torch.testing.assert_close(keys.mean(0), torch.zeros_like(keys[0]))
+    values = inputs.v_proj(hidden)
+    torch.testing.assert_close(values.mean(0), torch.zeros_like(values[0]))
     if heads * key_dim <= HIDDEN:
         torch.testing.assert_close(
             torch.cov(keys.T, correction=0), torch.eye(heads * key_dim).double(), atol=0.05, rtol=0

@@ -35,7 +35,7 @@ def test_parameters_missing_from_a_checkpoint_start_as_built(model: SenriForCaus
         if name in weights:
             assert torch.equal(parameter, weights[name])
         elif not name.endswith(
-            ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight", "router")
+            ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "router")
         ):
             # linear maps start at random, everything else at a set value
             assert torch.equal(parameter, fresh.get_parameter(name)), name

@@ -81,11 +81,16 @@ def test_interference_adds_less_than_its_share_of_another_value(model: SenriForC
     hidden = model.model.layers[LAYER].input_layernorm(Stretches(rows, 12, seed=0)(some(2))["states"])
     clean = ValueDecoding(model, LAYER, 0.0).found(hidden)
     mixed = ValueDecoding(model, LAYER, 0.3).found(hidden)
+    faint = ValueDecoding(model, LAYER, 0.0, 0.2).found(hidden)[:, :-1]
+    assert F.cosine_similarity(clean[:, :-1], faint, dim=-1).min() > 1 - 1e-4
+    assert ((faint.square().sum(-1) < clean[:, :-1].square().sum(-1)).float().mean()) > 0.9
     likeness = F.cosine_similarity(clean[:, :-1], mixed[:, :-1], dim=-1)
     assert (likeness < 1 - 1e-6).any() and likeness.mean() > 0.9
 
 
-CONFIG = ValuesConfig(tokens=40, interference=0.0, solve_batches=8, solve_context=4, ridge=1e-3, loudness=4.0)
+CONFIG = ValuesConfig(
+    tokens=40, interference=0.0, faintest=1.0, solve_batches=8, solve_context=4, ridge=1e-3, loudness=4.0
+)
 
 
 def untrained(model: SenriForCausalLM) -> Any:
@@ -136,15 +141,17 @@ def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCaus
     prefix = f"model.layers.{LAYER}.self_attn."
     assert {name.removeprefix(prefix) for name in trained_names(model)} == {
         *(f"memory.inputs.{name}_proj.{kind}" for name in "qk" for kind in ("weight", "bias")),
-        "memory.inputs.v_proj.weight",
-        "memory.memory.norm_weight",
-        "memory_o_proj.weight",
+        *("memory.inputs.v_proj.weight", "memory.inputs.v_proj.bias"),
+        *("memory.memory.norm_weight", "memory_o_proj.weight"),
     }
     objective, batch = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 20, seed=0)(some(4))
     loss = objective(**batch)["loss"]
     loss.backward()
     with_gradient = {name.removeprefix(prefix) for name, p in model.named_parameters() if p.grad is not None}
-    assert with_gradient == {"memory.inputs.v_proj.weight", "memory.memory.norm_weight", "memory_o_proj.weight"}
+    assert with_gradient == {
+        *("memory.inputs.v_proj.weight", "memory.inputs.v_proj.bias"),
+        *("memory.memory.norm_weight", "memory_o_proj.weight"),
+    }
     inputs: Any = model.model.layers[LAYER].self_attn.memory.inputs
     with torch.no_grad():
         inputs.k_proj.weight.normal_()
@@ -179,6 +186,7 @@ def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
         ("training.stages.distill.max_steps=null", "set max_steps"),
         ("training.recall.values.tokens=1", "at least 2"),
         ("training.recall.values.ridge=0", "above 0"),
+        ("training.recall.values.faintest=0", "above 0 and at most 1"),
         ("training.recall.values.solve_context=48", "a stretch has 48 tokens"),
     ):
         with pytest.raises(SenriError, match=message):

@@ -164,7 +164,7 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
     if memory.calibration == "whiten":
         how |= dict.fromkeys(("_mean", "_whitening"), f"measured on {text}")
     if memory.projections == "own" and not fits_base(config):
-        for ending in ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight"):
+        for ending in (f"{one}_proj.{kind}" for one in "qkv" for kind in ("weight", "bias")):
             how[f"memory.inputs.{ending}"] = f"random, whitened on {text}"
     return how
 

@@ -32,8 +32,6 @@ def own_projection_starts(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Make the starts of own projections from the base's.
 
-    The memory's value projection has no bias, so that of a base that has one is left out.
-
     Args:
         config: of the model to make.
         weights: the base's tensors by Senri name.
@@ -53,8 +51,6 @@ def own_projection_starts(
         prefix = f"model.layers.{layer}.self_attn"
         for projection in ("q_proj", "k_proj", "v_proj"):
             for kind in ("weight", "bias"):
-                if projection == "v_proj" and kind == "bias":
-                    continue
                 source, target = f"{prefix}.{projection}.{kind}", f"{prefix}.memory.inputs.{projection}.{kind}"
                 if source in weights:
                     value = weights[source]

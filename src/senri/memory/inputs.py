@@ -59,7 +59,7 @@ class MemoryInputs(nn.Module):
         if config.projections == "own":
             self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
             self.k_proj = nn.Linear(hidden_size, num_key_value_heads * key_dim)
-            self.v_proj = nn.Linear(hidden_size, num_key_value_heads * value_dim, bias=False)
+            self.v_proj = nn.Linear(hidden_size, num_key_value_heads * value_dim)
         if config.learned_write_strength:
             self.beta_proj = nn.Linear(hidden_size, num_key_value_heads)
         if config.rule == "gated_delta":
@@ -93,7 +93,8 @@ class MemoryInputs(nn.Module):
     ) -> None:
         """Start own projections as random orthogonal maps of the whitened hidden states; q and k use the same map.
 
-        Queries then find the keys of equal tokens, and no direction that all tokens share drowns the others.
+        Queries then find the keys of equal tokens, and no direction that all tokens share drowns the others; neither
+        does one that all values share.
 
         Args:
             mean: mean of the layer's inputs, `[hidden_size]`.
@@ -116,7 +117,7 @@ class MemoryInputs(nn.Module):
         values = orthogonal_map(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
         start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
         start_projection(self.k_proj, keys, mean)
-        self.v_proj.weight.copy_(values * _VALUE_SCALE)
+        start_projection(self.v_proj, values * _VALUE_SCALE, mean)
 
     @torch.no_grad()
     def initialise_from_pairs(self, mean: Tensor, covariance: Tensor, generator: torch.Generator | None = None) -> None:

@@ -12,10 +12,7 @@ _STRENGTHS = ("memory_gate", "gate_weight", "gate_bias", "beta_proj", "decay_pro
 
 
 _VALUES = (
-    *(
-        f"memory.inputs.{name}"
-        for name in ("v_proj.weight", "q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
-    ),
+    *(f"memory.inputs.{name}" for name in (f"{one}_proj.{kind}" for one in "vqk" for kind in ("weight", "bias"))),
     "memory.memory.norm_weight",
     "memory_o_proj.weight",
 )

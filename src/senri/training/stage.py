@@ -188,7 +188,8 @@ class Stage:
             return Distillation(model, base)
         if self.config.loss == "values":
             assert training.recall is not None
-            return ValueDecoding(model, start_layer, training.recall.values.interference)
+            values = training.recall.values
+            return ValueDecoding(model, start_layer, values.interference, values.faintest)
         if self.config.loss == "finding":
             assert training.recall is not None
             kinds = training.recall.haystacks.kind_names

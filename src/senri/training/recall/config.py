@@ -18,6 +18,8 @@ class ValuesConfig:
     Args:
         tokens: of a stretch of text.
         interference: largest share of another token's value in what is found.
+        faintest: what is found is as loud as a whole value or fainter, down to this share: a query that half meets
+            its key reads half of it.
         solve_batches: batches from which the start is solved.
         solve_context: tokens at the beginning of a stretch that say too little to be found by.
         ridge: of that least squares.
@@ -26,6 +28,7 @@ class ValuesConfig:
 
     tokens: int
     interference: float
+    faintest: float
     solve_batches: int
     solve_context: int
     ridge: float
@@ -37,6 +40,10 @@ class ValuesConfig:
                 raise SenriError(
                     f"training.recall.values.{name} is {getattr(self, name)}, but it must be at least {least}."
                 )
+        if not 0 < self.faintest <= 1:
+            raise SenriError(
+                f"training.recall.values.faintest is {self.faintest}, but it must be above 0 and at most 1."
+            )
         if self.solve_context >= self.tokens:
             raise SenriError(
                 f"training.recall.values.solve_context is {self.solve_context}, but a stretch has {self.tokens} tokens."

@@ -64,14 +64,17 @@ class ValueDecoding(Objective):
         model: a Senri model with one memory, which must be added to the layer's attention.
         start_layer: the memory's layer.
         interference: largest share of another token's value in what is found, beside 1 of the right one.
+        faintest: what is found is as loud as a whole value or fainter, down to this share.
 
     Raises:
         SenriError: a memory of another kind, or several.
     """
 
-    def __init__(self, model: SenriForCausalLM, start_layer: int, interference: float) -> None:
+    def __init__(
+        self, model: SenriForCausalLM, start_layer: int, interference: float = 0.0, faintest: float = 1.0
+    ) -> None:
         super().__init__(model)
-        self.start_layer, self.interference = start_layer, interference
+        self.start_layer, self.interference, self.faintest = start_layer, interference, faintest
         check_added_memory(model, start_layer, "values")
 
     def forward(self, states: Tensor, ids: Tensor) -> dict[str, Tensor]:
@@ -108,7 +111,8 @@ class ValueDecoding(Objective):
         values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
         others = values.flatten(0, 2)[torch.randperm(values[..., 0].numel(), device=values.device)].view_as(values)
         share = self.interference * torch.rand(values[:, :1, :, :1].shape, device=values.device)
-        read = F.pad((values + share * others)[:, :, 1:], (0, 0, 0, 1))
+        loudness = self.faintest + (1 - self.faintest) * torch.rand(share.shape, device=values.device)
+        read = F.pad((loudness * (values + share * others))[:, :, 1:], (0, 0, 0, 1))
         weight: Tensor = branch.memory.norm_weight
         return normalise(read, weight, branch.config).transpose(1, 2)
 
