@@ -10,6 +10,7 @@ from safetensors import safe_open
 from senri.conversion import Preset, convert, load_preset
 from senri.conversion.trained import SUFFIX, find_trained, shipped_memories
 from senri.errors import SenriError
+from senri.memory.branch import MemoryBranch
 from senri.memory import MemoryConfig
 
 NAME = "model.layers.1.self_attn.memory_gate.weight"
@@ -85,3 +86,6 @@ def test_the_recall_preset_and_its_memory_belong_together() -> None:
         assert file.get_slice("model.layers.10.self_attn.memory_o_proj.weight").get_shape() == [width, width]
     assert all(name.startswith("model.layers.10.self_attn.memory") for name in names)
     assert any("memory_read" in name for name in names)
+    branch = MemoryBranch(preset.memory, 576, 9, 3, 64, 64)
+    wanted = {f"memory.{name}" for name, _ in branch.named_parameters()}
+    assert {name.split(".self_attn.")[1] for name in names} >= wanted  # none is left as it was made
