@@ -10,8 +10,8 @@ from safetensors import safe_open
 from senri.conversion import Preset, convert, load_preset
 from senri.conversion.trained import SUFFIX, find_trained, shipped_memories
 from senri.errors import SenriError
-from senri.memory.branch import MemoryBranch
 from senri.memory import MemoryConfig
+from senri.memory.branch import MemoryBranch
 
 NAME = "model.layers.1.self_attn.memory_gate.weight"
 
