@@ -216,3 +216,15 @@ def recall_recipe(recipe_file: Path, **changes: Any) -> Path:
     path = recipe_file.with_name("recall.yaml")
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+def stop_in_call(monkeypatch: pytest.MonkeyPatch, objective: type[Any], number: int) -> None:
+    """Let the forward pass of an objective fail when it is called for the given time, counted from 0."""
+    forward, calls = objective.forward, iter(range(number + 1))
+
+    def stopping(self: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            raise ZeroDivisionError
+        return forward(self, **kwargs)
+
+    monkeypatch.setattr(objective, "forward", stopping)

@@ -20,7 +20,7 @@ from senri.training.recall.haystacks import HaystackBatches, aligned
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
 
-from .conftest import RECALL_LAYER, recall_recipe, tiny_model
+from .conftest import RECALL_LAYER, recall_recipe, stop_in_call, tiny_model
 from .test_language_modelling import assert_same, gradients
 
 
@@ -214,6 +214,17 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
     }
 
 
+def test_a_chat_ends_with_the_end_of_text(
+    haystacks: Any, bytes_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    monkeypatch.setattr(bytes_tokenizer, "chat_template", template, raising=False)
+    for asked in (one for of_fact in haystacks(styles=["chat"])._about for one in of_fact):
+        assert asked.ids[-1] == bytes_tokenizer.eos_token_id and asked.points[-1] == -1
+        assert bytes_tokenizer.decode(list(asked.ids[: asked.answer])).endswith(">")
+        assert len(asked.points) > 2 and all(point >= 0 for point in asked.points[1:-1])
+
+
 def test_what_does_not_fit_is_refused(
     haystacks: Any, bytes_tokenizer: Any, recall_rows: TrainingRows, tmp_path: Path
 ) -> None:
@@ -256,14 +267,7 @@ def test_the_recipe_says_finds_and_recalls_and_goes_on_where_it_was(
     whole = run("whole")
     assert [stage for stage, _ in whole].count("memory") == 6
     assert max(grows[:2]) < max(grows[2:]), grows  # in the order of their numbers
-    forward, calls = Finding.forward, iter(range(100))
-
-    def stopping(self: Finding, **kwargs: Any) -> Any:
-        if next(calls) == 5:
-            raise ZeroDivisionError
-        return forward(self, **kwargs)
-
-    monkeypatch.setattr(Finding, "forward", stopping)
+    stop_in_call(monkeypatch, Finding, 5)
     with pytest.raises(ZeroDivisionError):
         run("cut")
     monkeypatch.undo()

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
 from senri.errors import SenriError
 from senri.models import SenriForCausalLM
@@ -18,7 +17,7 @@ from senri.training.recall.config import LengthsConfig
 from senri.training.recall.haystacks import HaystackBatches
 from senri.training.recall.objective import Recall
 
-from .conftest import RECALL_LAYER, recall_recipe
+from .conftest import RECALL_LAYER, recall_config, recall_recipe, stop_in_call
 from .test_language_modelling import assert_same, gradients
 
 
@@ -88,14 +87,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         return [(line["loss"], line["length"]) for line in read_metrics(outcome.folder / "metrics.jsonl")]
 
     whole = run("whole")
-    forward, calls = Recall.forward, iter(range(100))
-
-    def stopping(self: Recall, **kwargs: Any) -> Any:
-        if next(calls) == 5:
-            raise ZeroDivisionError
-        return forward(self, **kwargs)
-
-    monkeypatch.setattr(Recall, "forward", stopping)
+    stop_in_call(monkeypatch, Recall, 5)
     with pytest.raises(ZeroDivisionError):
         run("cut")
     monkeypatch.undo()
@@ -109,7 +101,6 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ("training.recall.haystacks.facts=0", "facts is 0"),
         ("training.recall.haystacks.hidden=[]", "hidden is"),
         ("training.recall.haystacks.hidden=[0]", "numbers from 1 on"),
-        ("training.recall.haystacks.kinds={}", "kinds is"),
         ("training.recall.haystacks.styles=[]", "styles is empty"),
         ("training.recall.haystacks.alike_share=2", "0 to 1"),
         ("training.recall.haystacks.passage_width=9", "a passage has 16 tokens"),
@@ -125,9 +116,12 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
 )
 def test_settings_that_cannot_be_are_named(recipe_file: Path, word: str, said: str) -> None:
     recipe = recall_recipe(recipe_file)
-    if word.endswith("={}"):
-        values = yaml.safe_load(recipe.read_text())
-        values["training"]["recall"]["haystacks"]["kinds"] = {}
-        recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(SenriError, match=said):
-        ConfigManager(recipe, [] if word.endswith("={}") else [word])
+        ConfigManager(recipe, [word])
+
+
+def test_kinds_and_shares_may_be_zero_but_not_all_kinds() -> None:
+    assert recall_config(alike_share=0, texts=0).haystacks.kinds
+    for kinds in ({}, {"names": 0.0}, {"names": 1.0, "words": -1.0}):
+        with pytest.raises(SenriError, match="kinds is"):
+            recall_config(kinds=kinds)

@@ -13,30 +13,24 @@ from senri.errors import SenriError
 from senri.models import SenriForCausalLM
 from senri.training import ConfigManager, ThreeStageTrainer
 from senri.training.callbacks import read_metrics
-from senri.training.frozen_base import FrozenBase
 from senri.training.parameters import choose_trained, trained_names
 from senri.training.recall.config import ValuesConfig
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
 
-from .conftest import RECALL_TEXT, recall_recipe, tiny_model
-
-LAYER = 2
-
-
-@pytest.fixture
-def model() -> SenriForCausalLM:
-    model = torch.nn.Module.to(tiny_model("add", (LAYER,), learned_read_strength=True, eps=0.1), torch.float32)
-    choose_trained(model, "values")
-    return model
+from .conftest import RECALL_LAYER as LAYER
+from .conftest import recall_recipe, tiny_model
 
 
 @pytest.fixture
-def rows(model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: Path) -> TrainingRows:
-    ids = torch.tensor(bytes_tokenizer(RECALL_TEXT)["input_ids"][: 5 * 256]).view(5, 256)
-    rows = TrainingRows([{"input_ids": row} for row in ids], answers=False)
-    rows.frozen_base = FrozenBase(model, rows.tokens, tmp_path, "float32", "text", 64)
-    return rows
+def model(recall_model: SenriForCausalLM) -> SenriForCausalLM:
+    choose_trained(recall_model, "values")
+    return recall_model
+
+
+@pytest.fixture
+def rows(recall_rows: TrainingRows) -> TrainingRows:
+    return recall_rows
 
 
 def some(count: int, first: int = 0) -> list[dict[str, int]]:

@@ -1,7 +1,7 @@
 """Settings of recall training."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from senri.errors import SenriError
@@ -102,10 +102,10 @@ class HaystackConfig:
     passage_tokens: int
 
     def __post_init__(self) -> None:
-        may_be_none = ("texts", "text_questions", "passage_areas", "passages_until")
-        for name, value in vars(self).items():
-            least = 0 if name in may_be_none else 1
-            if isinstance(value, int) and value < least:
+        may_be_zero = ("texts", "text_questions", "passage_areas", "passages_until")
+        for name in (field.name for field in fields(self) if field.type is int):
+            value, least = getattr(self, name), 0 if name in may_be_zero else 1
+            if value < least:
                 raise SenriError(f"training.recall.haystacks.{name} is {value}, but it must be at least {least}.")
         if not self.kinds or min(self.kinds.values()) < 0 or not sum(self.kinds.values()):
             raise SenriError(

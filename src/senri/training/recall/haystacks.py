@@ -182,32 +182,28 @@ class HaystackBatches:
         return torch.cat(states), torch.cat(ids), begins, columns
 
     def _add_group(self, rng: random.Random) -> None:
-        """Make facts that may stand in one text; in half of the groups only their keys tell them apart."""
+        """Make facts that may stand in one text; in a share of the groups only their keys tell them apart."""
         config = self._config
         kinds = rng.choices(list(config.kinds), list(config.kinds.values()), k=config.group)
         if alike := rng.random() < config.alike_share:
             kinds = kinds[:1]
         group = []
         for fact in FactMaker("train", kinds).make(rng, config.group, same_kind=alike):
-            before = rng.randrange(self._tokens - self._config.neighbourhood)
             sentence = self._encode(f" {fact.sentence}")
             group.append(len(self._facts))
-            self._facts.append(
-                Run((*self._ids(before, self._config.neighbourhood), *sentence), self._config.neighbourhood)
-            )
+            self._facts.append(Run((*self._some(config.neighbourhood, rng), *sentence), config.neighbourhood))
             asked = []
             for style in rng.sample(config.styles, min(config.asked, len(config.styles))):
                 if style == "chat":
                     message = [{"role": "user", "content": fact.question}]
                     text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-                    question, answer = f"\n{text}", fact.answer
+                    question, answer, end = f"\n{text}", fact.answer, [self._tokenizer.eos_token_id]
                 else:
-                    question, answer = ask(fact, style)
+                    question, answer, end = *ask(fact, style), []
                 ids = self._encode(answer)
-                context = self._ids(rng.randrange(self._tokens - 64), self._config.question_context)
-                tail = [*context, *self._encode(question)]
-                points = aligned(ids, sentence)
-                asked.append(self._add([*tail, *ids], len(tail), points, self.kinds.index(fact.kind)))
+                tail = [*self._some(config.question_context, rng), *self._encode(question)]
+                points = [*aligned(ids, sentence), *(-1 for _ in end)]
+                asked.append(self._add([*tail, *ids, *end], len(tail), points, self.kinds.index(fact.kind)))
             self._about.append(asked)
         self._groups.append(group)
 
@@ -235,6 +231,10 @@ class HaystackBatches:
     def _add(self, ids: Sequence[int], answer: int, points: Sequence[int], kind: int) -> Asked:
         self._runs.append(Run(tuple(ids)))
         return Asked(len(self._runs) - 1, tuple(ids), answer, tuple(points), kind)
+
+    def _some(self, count: int, rng: random.Random) -> list[int]:
+        """Return some tokens of the text."""
+        return self._ids(rng.randrange(self._tokens - count), count)
 
     def _ids(self, start: int, count: int) -> list[int]:
         ids: list[int] = self._rows.stretch(start, count).tolist()
