@@ -14,8 +14,9 @@ from senri.models import SenriConfig, SenriForCausalLM
 from senri.settings import build, config_dir, load_yaml
 from senri.training.frozen_base import FrozenBase
 from senri.training.parameters import choose_trained
-from senri.training.recall.config import HaystackConfig, LengthsConfig, RecallConfig
-from senri.training.recall.haystacks import HaystackBatches
+from senri.training.recall.batches import FindingBatches, RecallBatches
+from senri.training.recall.config import LengthsConfig, RecallConfig
+from senri.training.recall.haystacks import Haystacks
 from senri.training.rows import TrainingRows
 
 SIZES = {
@@ -164,7 +165,8 @@ def recall_values(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
     values["haystacks"] |= SMALL | changes
     values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0}
-    values["answering"] |= {"lengths": LENGTHS}
+    values["answering"] |= {"lengths": LENGTHS, "text_tokens": 12}
+    values["window"] = {"shortest": 2, "longest": 7}  # of the 8 that the small models have
     return values
 
 
@@ -189,11 +191,30 @@ def recall_rows(recall_model: SenriForCausalLM, bytes_tokenizer: Any, tmp_path: 
 
 @pytest.fixture
 def haystacks(recall_model: SenriForCausalLM, recall_rows: TrainingRows, bytes_tokenizer: Any, tmp_path: Path) -> Any:
-    def build_batches(seed: int = 0, growth: float = 1.5, longest: int = 160, **changes: Any) -> HaystackBatches:
-        config: HaystackConfig = recall_config(**changes).haystacks
-        lengths = LengthsConfig(60, longest, growth, 0.5)
-        folder = tmp_path / f"kept-{seed}"
-        return HaystackBatches(recall_model, bytes_tokenizer, recall_rows, config, lengths, folder, 3, seed, "float32")
+    def draw_from(seed: int = 0, growth: float = 1.5, longest: int = 160, behind: int = 0, **changes: Any) -> Haystacks:
+        config = recall_config(**changes).haystacks
+        lengths, folder = LengthsConfig(60, longest, growth, 0.5), tmp_path / f"kept-{seed}"
+        text = (recall_model, bytes_tokenizer, recall_rows)
+        return Haystacks(*text, config, lengths, behind, folder, 3, seed, "float32")
+
+    return draw_from
+
+
+@pytest.fixture
+def finding_batches(haystacks: Any, recall_model: SenriForCausalLM, tmp_path: Path) -> Any:
+    def build_batches(seed: int = 0, **changes: Any) -> FindingBatches:
+        config = recall_config().haystacks
+        return FindingBatches(haystacks(seed, **changes), recall_model, config, tmp_path / f"kept-{seed}", "float32")
+
+    return build_batches
+
+
+@pytest.fixture
+def recall_batches(haystacks: Any) -> Any:
+    def build_batches(seed: int = 0, **changes: Any) -> RecallBatches:
+        config = recall_config()
+        more = config.answering.text_tokens
+        return RecallBatches(haystacks(seed, behind=config.window.longest + more, **changes), config.window, more)
 
     return build_batches
 

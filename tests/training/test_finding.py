@@ -15,8 +15,9 @@ from senri.training import ConfigManager, ThreeStageTrainer
 from senri.training.callbacks import read_metrics
 from senri.training.frozen_base import lower_states
 from senri.training.parameters import choose_trained, trained_names
+from senri.training.recall.batches import FindingBatches
 from senri.training.recall.finding import Finding
-from senri.training.recall.haystacks import HaystackBatches, aligned
+from senri.training.recall.haystacks import aligned
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
 
@@ -30,7 +31,7 @@ def model(recall_model: SenriForCausalLM) -> SenriForCausalLM:
     return recall_model
 
 
-def objective(model: SenriForCausalLM, batches: HaystackBatches) -> Finding:
+def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
     return Finding(model, RECALL_LAYER, 8.0, batches.kinds)
 
 
@@ -75,8 +76,8 @@ def test_answers_point_to_the_same_tokens() -> None:
     assert aligned([7, 8], [1, 2]) == [-1, -1]
 
 
-def test_a_haystack_holds_what_is_asked_for(haystacks: Any, recall_rows: TrainingRows) -> None:
-    batches = haystacks()
+def test_a_haystack_holds_what_is_asked_for(finding_batches: Any, recall_rows: TrainingRows) -> None:
+    batches = finding_batches()
     flat = torch.cat(list(recall_rows.tokens))
     kinds, found = set(), set()
     for step in range(12):
@@ -100,8 +101,8 @@ def test_a_haystack_holds_what_is_asked_for(haystacks: Any, recall_rows: Trainin
     assert "passages" in kinds and len(kinds) > 3 and len(found) > 6
 
 
-def test_a_passage_is_asked_for_where_it_stands(haystacks: Any, recall_rows: TrainingRows) -> None:
-    batches = haystacks(growth=1.0001)
+def test_a_passage_is_asked_for_where_it_stands(finding_batches: Any, recall_rows: TrainingRows) -> None:
+    batches = finding_batches(growth=1.0001)
     flat = torch.cat(list(recall_rows.tokens))
     seen = 0
     for step in range(12):
@@ -118,13 +119,13 @@ def test_a_passage_is_asked_for_where_it_stands(haystacks: Any, recall_rows: Tra
     assert seen > 6
 
 
-def test_haystacks_are_decided_by_seed_and_number_and_grow(haystacks: Any) -> None:
-    first, again, other = (haystacks(seed)([{"number": 3}]) for seed in (0, 0, 1))
+def test_haystacks_are_decided_by_seed_and_number_and_grow(finding_batches: Any) -> None:
+    first, again, other = (finding_batches(seed)([{"number": 3}]) for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["ids"], other["ids"])
-    lengths = [haystacks()([{"number": 3 * step}])["ids"].shape[1] for step in range(12)]
+    lengths = [finding_batches()([{"number": 3 * step}])["ids"].shape[1] for step in range(12)]
     assert max(lengths[:2]) < max(lengths[6:])
-    assert haystacks()([{"number": 3000}])["ids"].shape[1] <= 160 + 4 * 200
+    assert finding_batches()([{"number": 3000}])["ids"].shape[1] <= 160 + 4 * 200
 
 
 def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness: float) -> torch.Tensor:
@@ -166,8 +167,10 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
     return sum(loss for loss, _ in finding) / sum(share for _, share in finding) + sum(mixtures) / asked_rows
 
 
-def test_the_loss_is_that_of_reading_everything_for_each_question(haystacks: Any, model: SenriForCausalLM) -> None:
-    batches = haystacks()
+def test_the_loss_is_that_of_reading_everything_for_each_question(
+    finding_batches: Any, model: SenriForCausalLM
+) -> None:
+    batches = finding_batches()
     batch = batches([{"number": 0}])
     double = copy.deepcopy(model).double()
     batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
@@ -179,9 +182,9 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(haystacks: Any
     assert 0 <= found["correct"] <= 1 and 0 < found["asked"] < 1 and 0 < found["text"] < 1
 
 
-def test_a_memory_that_finds_is_told_from_one_that_does_not(haystacks: Any, model: SenriForCausalLM) -> None:
+def test_a_memory_that_finds_is_told_from_one_that_does_not(finding_batches: Any, model: SenriForCausalLM) -> None:
     """Training on the same haystacks: more is found, and read strengths part."""
-    batches = haystacks(growth=1.0001)
+    batches = finding_batches(growth=1.0001)
     loss_of = objective(model, batches)
     some = [batches([{"number": 3 * step}]) for step in range(4)]
     for batch in some:  # a model that knows how plain text goes on, and no answer

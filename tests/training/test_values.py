@@ -13,13 +13,14 @@ from senri.errors import SenriError
 from senri.models import SenriForCausalLM
 from senri.training import ConfigManager, ThreeStageTrainer
 from senri.training.callbacks import read_metrics
+from senri.training.frozen_base import lower_states
 from senri.training.parameters import choose_trained, trained_names
-from senri.training.recall.config import ValuesConfig
+from senri.training.recall.config import ValuesConfig, WindowConfig
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
 
 from .conftest import RECALL_LAYER as LAYER
-from .conftest import recall_recipe, tiny_model
+from .conftest import RECALL_TEXT, recall_recipe, tiny_model
 
 
 @pytest.fixture
@@ -37,14 +38,47 @@ def some(count: int, first: int = 0) -> list[dict[str, int]]:
     return [{"number": number} for number in range(first, first + count)]
 
 
-def test_stretches_are_the_text_and_its_states(rows: TrainingRows) -> None:
-    batch = Stretches(rows, 40, seed=3)(some(6))
-    flat, states = torch.cat(list(rows.tokens)), torch.cat([rows.frozen_base[row] for row in range(5)])  # type: ignore[index]
-    for ids, own in zip(batch["ids"], batch["states"], strict=True):
-        (place,) = (at for at in range(len(flat) - 39) if torch.equal(own, states[at : at + 40]))
-        assert torch.equal(flat[place : place + 40], ids)
-    assert torch.equal(Stretches(rows, 40, seed=3)(some(2, 4))["ids"], batch["ids"][4:])
-    assert not torch.equal(Stretches(rows, 40, seed=4)(some(6))["ids"], batch["ids"])
+CONFIG = ValuesConfig(
+    **{"tokens": 40, "context": 8, "facts_share": 0.0, "interference": 0.0, "faintest": 1.0},
+    **{"solve_batches": 8, "solve_context": 4, "ridge": 1e-3, "loudness": 4.0},
+)
+
+
+@pytest.fixture
+def stretches(rows: TrainingRows, bytes_tokenizer: Any) -> Any:
+    def build(seed: int = 0, **changes: Any) -> Stretches:
+        config = dataclasses.replace(CONFIG, **changes)
+        return Stretches(rows, bytes_tokenizer, config, WindowConfig(2, 7), {"words": 1.0, "names": 0.0}, seed)
+
+    return build
+
+
+def hidden_of(model: SenriForCausalLM, stretches: Any) -> torch.Tensor:
+    """Return what enters the memory in two short stretches."""
+    return model.model.layers[LAYER].input_layernorm(
+        lower_states(model, stretches(context=0, tokens=12)(some(2))["ids"], LAYER, 100)
+    )
+
+
+def test_stretches_and_windows_are_of_the_text(rows: TrainingRows, stretches: Any) -> None:
+    batch, flat = stretches(3)(some(6)), torch.cat(list(rows.tokens))
+    assert batch["ids"].shape == (6, 48) and batch["window"].shape[0] == 1 and 2 <= batch["window"].shape[1] <= 7
+    for ids in (*batch["ids"], batch["window"][0]):
+        assert any(torch.equal(flat[at : at + len(ids)], ids) for at in range(len(flat) - len(ids)))
+    assert torch.equal(stretches(3)(some(2, 4))["ids"], batch["ids"][4:])
+    assert not torch.equal(stretches(4)(some(6))["ids"], batch["ids"])
+
+
+def test_some_stretches_are_facts_behind_text(stretches: Any, rows: TrainingRows, bytes_tokenizer: Any) -> None:
+    ids = stretches(facts_share=1.0, tokens=60)(some(4))["ids"]
+    flat = torch.cat(list(rows.tokens))
+    for own in ids:
+        assert any(torch.equal(flat[at : at + 8], own[:8]) for at in range(len(flat) - 8))
+        said = bytes_tokenizer.decode(own[8:])
+        assert said.startswith(" ") and " " in said.strip() and said.strip() not in RECALL_TEXT
+    both = stretches(facts_share=0.5, tokens=60)(some(40))["ids"]
+    is_text = [any(torch.equal(flat[at : at + 68], own) for at in range(len(flat) - 68)) for own in both]
+    assert 8 < sum(is_text) < 32
 
 
 def test_the_rows_stretch_goes_over_their_borders(rows: TrainingRows) -> None:
@@ -53,12 +87,11 @@ def test_the_rows_stretch_goes_over_their_borders(rows: TrainingRows) -> None:
     assert rows.stretch(7, 0).tolist() == []
 
 
-def test_what_is_found_is_what_a_memory_of_one_token_reads(model: SenriForCausalLM, rows: TrainingRows) -> None:
+def test_what_is_found_is_what_a_memory_of_one_token_reads(model: SenriForCausalLM, stretches: Any) -> None:
     """The reference writes each token alone into an empty state and reads it with its own key."""
-    states = Stretches(rows, 12, seed=0)(some(2))["states"]
-    hidden = model.model.layers[LAYER].input_layernorm(states)
+    hidden = hidden_of(model, stretches)
     branch: Any = model.model.layers[LAYER].self_attn.memory
-    found = ValueDecoding(model, LAYER, interference=0.0).found(hidden)
+    found = ValueDecoding(model, LAYER, 0).found(hidden)
     tokens, _ = branch.inputs(hidden, branch.init_state(2))
     for place in range(11):
         one = slice(place + 1, place + 2)
@@ -71,20 +104,15 @@ def test_what_is_found_is_what_a_memory_of_one_token_reads(model: SenriForCausal
     assert not found[:, -1].any()
 
 
-def test_interference_adds_less_than_its_share_of_another_value(model: SenriForCausalLM, rows: TrainingRows) -> None:
-    hidden = model.model.layers[LAYER].input_layernorm(Stretches(rows, 12, seed=0)(some(2))["states"])
-    clean = ValueDecoding(model, LAYER, 0.0).found(hidden)
-    mixed = ValueDecoding(model, LAYER, 0.3).found(hidden)
-    faint = ValueDecoding(model, LAYER, 0.0, 0.2).found(hidden)[:, :-1]
+def test_interference_adds_less_than_its_share_of_another_value(model: SenriForCausalLM, stretches: Any) -> None:
+    hidden = hidden_of(model, stretches)
+    clean = ValueDecoding(model, LAYER, 8).found(hidden)
+    mixed = ValueDecoding(model, LAYER, 8, 0.3).found(hidden)
+    faint = ValueDecoding(model, LAYER, 8, 0.0, 0.2).found(hidden)[:, :-1]
     assert F.cosine_similarity(clean[:, :-1], faint, dim=-1).min() > 1 - 1e-4
     assert ((faint.square().sum(-1) < clean[:, :-1].square().sum(-1)).float().mean()) > 0.9
     likeness = F.cosine_similarity(clean[:, :-1], mixed[:, :-1], dim=-1)
     assert (likeness < 1 - 1e-6).any() and likeness.mean() > 0.9
-
-
-CONFIG = ValuesConfig(
-    tokens=40, interference=0.0, faintest=1.0, solve_batches=8, solve_context=4, ridge=1e-3, loudness=4.0
-)
 
 
 def untrained(model: SenriForCausalLM) -> Any:
@@ -93,31 +121,33 @@ def untrained(model: SenriForCausalLM) -> Any:
     return mixer
 
 
-def test_the_solved_start_says_what_was_found(model: SenriForCausalLM, rows: TrainingRows) -> None:
+def test_the_solved_start_says_what_was_found(model: SenriForCausalLM, stretches: Any) -> None:
     mixer = untrained(model)
-    objective, stretches = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 40, seed=0)
-    test = stretches(some(8, 100))
+    objective, made = ValueDecoding(model, LAYER, 8), stretches()
+    test = made(some(8, 100))
     before = objective(**test)
-    objective.solve([stretches(some(8, first)) for first in range(0, 64, 8)], CONFIG, seed=0)
+    objective.solve([made(some(8, first)) for first in range(0, 64, 8)], CONFIG, seed=0)
     after = objective(**test)
     assert after["correct"] > before["correct"] + 0.3, (before, after)
-    heard = objective._heard(test["states"], objective._asking(test["ids"]))
-    added, states = mixer.memory_o_proj(heard)[:, :-1], test["states"]
+    states = lower_states(model, test["ids"], LAYER, 100)[:, 8:]
+    added = mixer.memory_o_proj(objective._heard(states))[:, :-1]
     ratio = added.detach().square().mean().sqrt() / states.square().mean().sqrt()
     assert float(ratio) == pytest.approx(4.0, rel=0.1)
     solved = [parameter.clone() for parameter in model.parameters()]
-    objective.solve([stretches(some(8))], dataclasses.replace(CONFIG, loudness=1.0), seed=1)  # what has learnt stays
+    objective.solve([made(some(8))], dataclasses.replace(CONFIG, loudness=1.0), seed=1)  # what has learnt stays
     assert all(torch.equal(mine, kept) for mine, kept in zip(model.parameters(), solved, strict=True))
 
 
-def test_solved_queries_find_the_states_of_the_text(model: SenriForCausalLM, rows: TrainingRows) -> None:
+def test_solved_queries_find_the_states_of_the_text(
+    model: SenriForCausalLM, rows: TrainingRows, stretches: Any
+) -> None:
     """A passage that is asked for by its own tokens alone, among 200 tokens that were read in one go."""
 
     def found_again() -> float:
         branch: Any = model.model.layers[LAYER].self_attn.memory
         norm, start = model.model.layers[LAYER].input_layernorm, 700
         text = torch.cat([rows.frozen_base[row] for row in range(5)])[start : start + 200]  # type: ignore[index]
-        own = objective._asking(rows.stretch(start + 100, 30)[None])
+        own = lower_states(model, rows.stretch(start + 100, 30)[None], LAYER, 100)
         keys = branch.inputs(norm(text[None]), branch.init_state(1))[0].k[0, :, 1:]  # a key is of the token before
         queries = branch.inputs(norm(own), branch.init_state(1))[0].q[0, ::2]
         scores = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).transpose(-1, -2)
@@ -125,20 +155,20 @@ def test_solved_queries_find_the_states_of_the_text(model: SenriForCausalLM, row
         return float((said == rows.stretch(start + 101, 30))[:, 8:].float().mean())
 
     untrained(model)
-    objective, stretches = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 40, seed=0)
+    objective, made = ValueDecoding(model, LAYER, 8), stretches()
     before = found_again()
-    objective.solve([stretches(some(8, first)) for first in range(0, 64, 8)], CONFIG, seed=0)
+    objective.solve([made(some(8, first)) for first in range(0, 64, 8)], CONFIG, seed=0)
     assert found_again() > max(before, 0.8), (before, found_again())
 
 
-def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCausalLM, rows: TrainingRows) -> None:
+def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCausalLM, stretches: Any) -> None:
     prefix = f"model.layers.{LAYER}.self_attn."
     assert {name.removeprefix(prefix) for name in trained_names(model)} == {
         *(f"memory.inputs.{name}_proj.{kind}" for name in "qk" for kind in ("weight", "bias")),
         *("memory.inputs.v_proj.weight", "memory.inputs.v_proj.bias"),
         *("memory.memory.norm_weight", "memory_o_proj.weight"),
     }
-    objective, batch = ValueDecoding(model, LAYER, 0.0), Stretches(rows, 20, seed=0)(some(4))
+    objective, batch = ValueDecoding(model, LAYER, 8), stretches(tokens=20)(some(4))
     loss = objective(**batch)["loss"]
     loss.backward()
     with_gradient = {name.removeprefix(prefix) for name, p in model.named_parameters() if p.grad is not None}
@@ -157,7 +187,7 @@ def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCaus
 def test_a_memory_of_another_kind_is_refused() -> None:
     for model in (tiny_model("gate", (2,)), tiny_model("add", (2, 3))):
         with pytest.raises(SenriError, match="another kind in its layers"):
-            ValueDecoding(model, 2, 0.0)
+            ValueDecoding(model, 2, 0)
 
 
 def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
@@ -182,12 +212,16 @@ def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
         ("training.recall.values.ridge=0", "above 0"),
         ("training.recall.values.faintest=0", "above 0 and at most 1"),
         ("training.recall.values.solve_context=48", "a stretch has 48 tokens"),
+        ("training.recall.values.facts_share=2", "0 to 1"),
     ):
         with pytest.raises(SenriError, match=message):
             ConfigManager(path, [word])
-    with pytest.raises(SenriError, match="shorter than training.recall.values.tokens"):
-        ThreeStageTrainer(
-            ConfigManager(path, ["training.recall.values.tokens=1000000", "experiment.name=long"])
-        ).train()
-    with pytest.raises(SenriError, match="frozen_base=true"):
-        ThreeStageTrainer(ConfigManager(path, ["training.frozen_base=false", "experiment.name=plain"])).train()
+    for number, (word, message) in enumerate(
+        (
+            ("training.recall.values.tokens=1000000", "too few for the 1000064"),
+            ("training.recall.window.longest=8", "sliding window has 8 tokens"),
+            ("training.frozen_base=false", "frozen_base=true"),
+        )
+    ):
+        with pytest.raises(SenriError, match=message):
+            ThreeStageTrainer(ConfigManager(path, [word, f"experiment.name=wrong-{number}"])).train()

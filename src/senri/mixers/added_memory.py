@@ -46,12 +46,20 @@ class ReadStrength(nn.Module):
         """Scale `[batch, seq, heads, value_dim]`, normalised reads, by strengths; hidden `[batch, seq, hidden]`."""
         return remembered * torch.sigmoid(self.logits(remembered, hidden_states)).unsqueeze(-1)
 
+    def when_asked(self, remembered: Tensor) -> Tensor:
+        """Scale reads as `forward` does, but for a hidden state that says what one says at the start."""
+        logits = math.log(self.initial / (1.0 - self.initial)) + self.found * self._size(remembered)
+        return remembered * torch.sigmoid(logits).unsqueeze(-1)
+
     def logits(self, remembered: Tensor, hidden_states: Tensor) -> Tensor:
         """Return the logits of the strengths, `[batch, seq, heads]`, for what `forward` takes."""
-        share = remembered.float().square().mean(-1).clamp(_LEAST, 1 - _LEAST)  # r^2 / (r^2 + eps) of a read of size r
-        size = torch.log(share / (1 - share)).to(remembered.dtype)  # log(r^2 / eps)
-        logits: Tensor = self.proj(hidden_states) + self.found * size
+        logits: Tensor = self.proj(hidden_states) + self.found * self._size(remembered)
         return logits
+
+    def _size(self, remembered: Tensor) -> Tensor:
+        """Return log(r^2 / eps) of reads of size r, `[batch, seq, heads]`."""
+        share = remembered.float().square().mean(-1).clamp(_LEAST, 1 - _LEAST)  # r^2 / (r^2 + eps) of a read of size r
+        return torch.log(share / (1 - share)).to(remembered.dtype)
 
 
 class AddedMemory(SoftmaxAttention):

@@ -189,7 +189,7 @@ class Stage:
         if self.config.loss == "values":
             assert training.recall is not None
             values = training.recall.values
-            return ValueDecoding(model, start_layer, values.interference, values.faintest)
+            return ValueDecoding(model, start_layer, values.context, values.interference, values.faintest)
         if self.config.loss == "finding":
             assert training.recall is not None
             kinds = training.recall.haystacks.kind_names

@@ -8,10 +8,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers import default_data_collator
 
+from senri.errors import SenriError
 from senri.evaluation.processes import process_state
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Recipe, StageConfig
-from senri.training.recall.haystacks import HaystackBatches, NumberedSamples
+from senri.training.recall.batches import FindingBatches, NumberedSamples, RecallBatches
+from senri.training.recall.config import WindowConfig
+from senri.training.recall.haystacks import Haystacks
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
 
@@ -60,25 +63,49 @@ def stage_data(
         return StageData(rows, default_data_collator, training.batch_size * length)
     assert training.recall is not None and config.max_steps is not None
     samples = NumberedSamples(config.max_steps * training.batch_size)
-    if config.loss == "values":
-        stretches = Stretches(rows, training.recall.values.tokens, seed)
-        return StageData(samples, stretches, training.batch_size * stretches.tokens)
     recall = training.recall
-    lengths = (recall.finding if config.loss == "finding" else recall.answering).lengths
+    check_window(recall.window, model)
+    if config.loss == "values":
+        kinds = recall.haystacks.kinds
+        stretches = Stretches(rows, tokenizer, recall.values, recall.window, kinds, seed)
+        return StageData(samples, stretches, training.batch_size * stretches.tokens)
+    is_finding = config.loss == "finding"
+    kept = folder.parent / "kept"  # stages share it
+    dtype = training.frozen_base_dtype
     with process_state().main_process_first():  # the others open the files that it made
-        haystacks = HaystackBatches(
+        haystacks = Haystacks(
             model,
             tokenizer,
             rows,
             recall.haystacks,
-            lengths,
-            folder.parent / "kept",  # stages share what is kept
+            (recall.finding if is_finding else recall.answering).lengths,
+            0 if is_finding else recall.window.longest + recall.answering.text_tokens,
+            kept,
             training.batch_size,
             seed,
-            training.frozen_base_dtype,
+            dtype,
             half=half,
         )
-    return StageData(samples, haystacks, 0)
+        batches = (
+            FindingBatches(haystacks, model, recall.haystacks, kept, dtype, half=half)
+            if is_finding
+            else RecallBatches(haystacks, recall.window, recall.answering.text_tokens)
+        )
+    return StageData(samples, batches, 0)
+
+
+def check_window(window: WindowConfig, model: SenriForCausalLM) -> None:
+    """Check that a model's window has room for what stands before a question.
+
+    Raises:
+        SenriError: it has not.
+    """
+    room = model.config.sliding_window
+    if room is not None and window.longest >= room:
+        raise SenriError(
+            f"training.recall.window.longest is {window.longest}, but the model's sliding window has {room} tokens, "
+            f"the question's own among them: make it smaller."
+        )
 
 
 def solve_values(objective: ValueDecoding, stretches: Stretches, recipe: Recipe, config: StageConfig) -> None:

@@ -1,6 +1,7 @@
 """Settings of recall training."""
 
 import math
+import random
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -16,7 +17,9 @@ class ValuesConfig:
     """Settings of the loss `values`, which teaches a memory to say what it found.
 
     Args:
-        tokens: of a stretch of text.
+        tokens: of a stretch of text that is said.
+        context: tokens before it that its values are made behind.
+        facts_share: of the stretches that are sentences of facts, whose words and names novels hardly have.
         interference: largest share of another token's value in what is found.
         faintest: what is found is as loud as a whole value or fainter, down to this share: a query that half meets
             its key reads half of it.
@@ -27,6 +30,8 @@ class ValuesConfig:
     """
 
     tokens: int
+    context: int
+    facts_share: float
     interference: float
     faintest: float
     solve_batches: int
@@ -35,11 +40,19 @@ class ValuesConfig:
     loudness: float
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens", 2), ("solve_batches", 1), ("solve_context", 0), ("interference", 0)):
+        for name, least in (
+            ("tokens", 2),
+            ("context", 0),
+            ("solve_batches", 1),
+            ("solve_context", 0),
+            ("interference", 0),
+        ):
             if getattr(self, name) < least:
                 raise SenriError(
                     f"training.recall.values.{name} is {getattr(self, name)}, but it must be at least {least}."
                 )
+        if not 0 <= self.facts_share <= 1:
+            raise SenriError(f"training.recall.values.facts_share is {self.facts_share}, but it must be 0 to 1.")
         if not 0 < self.faintest <= 1:
             raise SenriError(
                 f"training.recall.values.faintest is {self.faintest}, but it must be above 0 and at most 1."
@@ -54,10 +67,36 @@ class ValuesConfig:
 
 
 @dataclass
+class WindowConfig:
+    """What stands before a question when it is asked, in the losses `values` and `recall`.
+
+    Args:
+        shortest: tokens; every length up to the longest has equal chances.
+        longest: tokens.
+    """
+
+    shortest: int
+    longest: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.longest:
+            raise SenriError(
+                f"training.recall.window has {self.shortest} to {self.longest} tokens, but it needs at least 1, and "
+                f"longest not below shortest."
+            )
+
+    def draw(self, rng: random.Random) -> int:
+        """Return a length, in tokens."""
+        return rng.randint(self.shortest, self.longest)
+
+
+@dataclass
 class HaystackConfig:
     """What is hidden in a text and asked for.
 
     Args:
+        tokens: of the training text, from its beginning, that haystacks are cut from; the frozen layers' states of all
+            of them are kept.
         facts: that are made, kept with the states of the frozen layers.
         group: facts that may stand in one text together.
         alike_share: of the groups whose facts only their keys tell apart.
@@ -68,7 +107,7 @@ class HaystackConfig:
         tokens_per_fact: a text has no more facts than one in so many tokens.
         neighbourhood: tokens before a fact that its states see.
         questions: most of them about one text.
-        question_context: tokens of plain text that stand before a question.
+        question_context: tokens of plain text that stand before a question, in the loss finding.
         texts: pieces of plain text that go on, kept beside the questions.
         text_tokens: how far they go on.
         text_questions: so many of them beside the questions of a text; where they are, the memory learns to be silent.
@@ -80,6 +119,7 @@ class HaystackConfig:
         passage_tokens: of that rest.
     """
 
+    tokens: int
     facts: int
     group: int
     alike_share: float
@@ -186,13 +226,17 @@ class AnsweringConfig:
 
     Args:
         lengths: of its texts.
-        kl_weight: of the divergence from the memory-less model in plain text, beside the loss of the answers.
+        text_tokens: of plain text that goes on behind the window.
+        kl_weight: of the divergence from the memory-less model in it, beside the loss of the answers.
     """
 
     lengths: LengthsConfig
+    text_tokens: int
     kl_weight: float
 
     def __post_init__(self) -> None:
+        if self.text_tokens < 1:
+            raise SenriError(f"training.recall.answering.text_tokens is {self.text_tokens}, but it must be at least 1.")
         if self.kl_weight < 0:
             raise SenriError(f"training.recall.answering.kl_weight is {self.kl_weight}, but it must be 0 or above.")
 
@@ -202,12 +246,14 @@ class RecallConfig:
     """What `training.recall` holds.
 
     Args:
+        window: what stands before what is said.
         values: of the loss values.
         haystacks: what the losses finding and recall hide and ask for.
         finding: of the loss finding.
         answering: of the loss recall.
     """
 
+    window: WindowConfig
     values: ValuesConfig
     haystacks: HaystackConfig
     finding: FindingConfig

@@ -1,18 +1,18 @@
 """Haystacks of the losses `finding` and `recall`: a stretch of text with facts in it, and many questions about it.
 
-Everything that a step needs of the frozen layers is kept: of the text by `FrozenBase`, of facts and questions by
-`KeptRuns`. A fact's states are those after some other tokens of the text, so that it can be put in anywhere.
+What enters the memory's layer is kept: of the text by `FrozenBase`, of facts by `KeptRuns`. A fact's states are those
+after some other tokens of the text, so that it can be put in anywhere.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from senri.data.facts import FactMaker, ask
 from senri.errors import SenriError
@@ -27,23 +27,49 @@ class Asked:
     """A question, or plain text that goes on.
 
     Attributes:
-        run: its tokens with the answer's, as its number among the kept ones.
-        ids: those tokens.
+        number: among all questions.
+        ids: its tokens with the answer's.
+        context: tokens of plain text at its beginning.
         answer: where in them the answer begins.
         points: for each token of the answer where it stands in the fact, or, of a passage, in the whole text; -1 for
             one that does not stand there as the same token.
-        kind: as its place among `HaystackBatches.kinds`.
+        kind: as its place among `Haystacks.kinds`.
     """
 
-    run: int
+    number: int
     ids: tuple[int, ...]
+    context: int
     answer: int
     points: tuple[int, ...]
     kind: int
 
 
-class HaystackBatches:
-    """Makes batches for `Finding` and `Recall`, one haystack each; the trainer's collator.
+@dataclass(frozen=True)
+class Haystack:
+    """A stretch of the text with facts in it.
+
+    Attributes:
+        length: tokens of it without the facts.
+        start: where in the text it begins.
+        states: `[seq, hidden]`, what enters the memory's layer.
+        ids: `[seq]`, its tokens.
+        asked: questions, each with where its fact begins in `ids`; None for a passage, whose `points` count in the
+            whole text.
+        columns: takes a place in the whole text to where it lies in `ids`.
+        rng: that goes on deciding.
+    """
+
+    length: int
+    start: int
+    states: Tensor
+    ids: Tensor
+    asked: list[tuple[Asked, int | None]]
+    columns: Callable[[int], int]
+    rng: random.Random
+
+
+class Haystacks:
+    """Draws haystacks.
 
     Args:
         model: a Senri model whose layers below the memory are frozen.
@@ -51,7 +77,8 @@ class HaystackBatches:
         rows: the text, with the outputs of the frozen layers.
         config: what is hidden and asked for.
         lengths: of the texts.
-        folder: where states of facts and questions are kept.
+        behind: tokens of text that are needed behind a haystack.
+        folder: where states of facts are kept.
         batch_size: numbered samples that stand for one step.
         seed: of everything that is drawn.
         dtype: of the states that are kept.
@@ -68,6 +95,7 @@ class HaystackBatches:
         rows: TrainingRows,
         config: HaystackConfig,
         lengths: LengthsConfig,
+        behind: int,
         folder: Path,
         batch_size: int,
         seed: int,
@@ -76,15 +104,15 @@ class HaystackBatches:
     ) -> None:
         if rows.frozen_base is None:
             raise SenriError("recall training starts from the outputs of frozen layers: set training.frozen_base=true.")
-        self._tokenizer, self._rows, self._base = tokenizer, rows, rows.frozen_base
+        self._tokenizer, self.rows, self.base = tokenizer, rows, rows.frozen_base
         self._config, self._lengths, self._batch_size, self._seed = config, lengths, batch_size, seed
         self.kinds = config.kind_names
-        self._tokens = len(rows) * len(rows.tokens[0])
-        self._margin = max(config.neighbourhood, config.question_context + config.text_tokens)
-        around = max(self._margin, config.passages_until, config.passage_width)
-        if self._tokens <= max(lengths.longest, config.passage_width) + 2 * around:
+        self.tokens = min(config.tokens, len(rows) * len(rows.tokens[0]))
+        self.margin = max(config.neighbourhood, config.question_context + config.text_tokens, behind)
+        around = max(self.margin, config.passages_until, config.passage_width)
+        if self.tokens <= max(lengths.longest, config.passage_width) + 2 * around:
             raise SenriError(
-                f"the training text has {self._tokens} tokens, too few for a text of "
+                f"the training text has {self.tokens} tokens (training.recall.haystacks.tokens), too few for a text of "
                 f"{lengths.longest} tokens (training.recall) with what stands around it: give more text."
             )
         if "chat" in config.styles and not tokenizer.chat_template:
@@ -93,52 +121,40 @@ class HaystackBatches:
             )
         rng = random.Random(f"{seed}-finding")
         self._facts: list[Run] = []
-        self._runs: list[Run] = []
+        self._numbers = count()
         self._groups: list[list[int]] = []  # facts that may stand in one text
         self._about: list[list[Asked]] = []  # the questions about each fact
         while len(self._facts) < config.facts:
             self._add_group(rng)
         self._areas = [self._area(rng) for _ in range(config.passage_areas)]
-        self._texts = [self._text(rng) for _ in range(config.texts)]
-        start_layer = self._base.start_layer
+        self.texts = [self._text(rng) for _ in range(config.texts)]
+        start_layer = self.base.start_layer
         self._kept_facts = KeptRuns(model, self._facts, start_layer, folder / "facts", dtype, said=False, half=half)
-        self._kept = KeptRuns(model, self._runs, start_layer, folder / "questions", dtype, said=True, half=half)
 
-    def __call__(self, items: Sequence[dict[str, int]]) -> dict[str, Tensor]:
-        """Return the fields that both losses take, for the haystack that some numbered samples stand for."""
-        config = self._config
-        number = items[0]["number"]
+    @property
+    def runs(self) -> list[Run]:
+        """The tokens of all questions, passages and plain texts, in the order of their numbers."""
+        about = [one for some in (*self._about, *(passages for _, passages in self._areas)) for one in some]
+        return [Run(one.ids) for one in (*about, *(text for text, _ in self.texts))]
+
+    def draw(self, number: int, passages: bool) -> Haystack:
+        """Return the haystack that some numbered samples stand for.
+
+        Args:
+            number: of the first sample.
+            passages: ask for passages of the text too.
+        """
         rng = random.Random(f"{self._seed}-{number}-haystack")
         reach = self._lengths.at(number // self._batch_size)
         length = max(int(reach * rng.uniform(self._lengths.shortest_share, 1)), 1)
-        start, passages = self._start(length, rng)
+        start, asked_passages = self._start(length, rng) if passages else (self._anywhere(length, rng), [])
         facts = self._chosen(length, rng)
         places = sorted(rng.randrange(length + 1) for _ in facts)
         states, ids, begins, columns = self._read(start, length, facts, places)
         about = [(one, begin) for fact, begin in zip(facts, begins, strict=True) for one in self._about[fact]]
-        asked: list[tuple[Asked, int | None]] = [*rng.sample(about, min(config.questions, len(about)))]
-        asked += [(one, None) for one in passages]
-        fits = [one for one, place in self._texts if not start - self._margin < place < start + length]
-        asked += [(one, None) for one in rng.sample(fits, min(config.text_questions, len(fits)))]
-        runs = [one.run for one, _ in asked]
-        targets, points, said = [], [], []
-        for (one, begin), own in zip(asked, self._kept.said(runs), strict=True):
-            ids_of_run = torch.tensor(one.ids)
-            targets.append(torch.where(torch.arange(len(one.ids)) >= one.answer, ids_of_run, -100)[1:])
-            said.append(own[1:])
-            places_of_run = torch.full((len(one.ids) - 1,), -1)
-            there = [-1 if point < 0 else columns(point) if begin is None else begin + point for point in one.points]
-            places_of_run[one.answer - 1 :] = torch.tensor(there)
-            points.append(places_of_run)
-        return {
-            "states": states[None],
-            "ids": ids[None],
-            "asking": pad_sequence(self._kept.states(runs), batch_first=True)[:, :-1],
-            "targets": pad_sequence(targets, batch_first=True, padding_value=-100),
-            "points": pad_sequence(points, batch_first=True, padding_value=-1),
-            "said": pad_sequence(said, batch_first=True),
-            "kinds": torch.tensor([one.kind for one, _ in asked]),
-        }
+        asked: list[tuple[Asked, int | None]] = [*rng.sample(about, min(self._config.questions, len(about)))]
+        asked += [(one, None) for one in asked_passages]
+        return Haystack(length, start, states, ids, asked, columns, rng)
 
     def _start(self, length: int, rng: random.Random) -> tuple[int, list[Asked]]:
         """Return where a text begins, and the passages of it that are asked for."""
@@ -146,7 +162,10 @@ class HaystackBatches:
         if self._areas and width < length <= self._config.passages_until:
             place, passages = rng.choice(self._areas)
             return place - rng.randrange(length - width + 1), passages
-        return rng.randrange(self._margin, self._tokens - length - self._margin), []
+        return self._anywhere(length, rng), []
+
+    def _anywhere(self, length: int, rng: random.Random) -> int:
+        return rng.randrange(self.margin, self.tokens - length - self.margin)
 
     def _chosen(self, length: int, rng: random.Random) -> list[int]:
         """Return the facts of a text: whole groups, as far as there is room."""
@@ -159,19 +178,19 @@ class HaystackBatches:
 
     def _read(
         self, start: int, length: int, facts: list[int], places: list[int]
-    ) -> tuple[Tensor, Tensor, list[int], Any]:
+    ) -> tuple[Tensor, Tensor, list[int], Callable[[int], int]]:
         """Return states and tokens of a text with facts in it, where each fact begins, and what says where a token of
         the text without them lies.
         """
         states, ids, begins, last, at = [], [], [], 0, 0
         for fact, place, own in zip(facts, places, self._kept_facts.states(facts), strict=True):
             run = self._facts[fact]
-            states += [self._base.stretch(start + last, place - last), own]
-            ids += [self._rows.stretch(start + last, place - last), torch.tensor(run.ids[run.skip :])]
+            states += [self.base.stretch(start + last, place - last), own]
+            ids += [self.rows.stretch(start + last, place - last), torch.tensor(run.ids[run.skip :])]
             begins.append(at + place - last)
             at, last = begins[-1] + len(run), place
-        states.append(self._base.stretch(start + last, length - last))
-        ids.append(self._rows.stretch(start + last, length - last))
+        states.append(self.base.stretch(start + last, length - last))
+        ids.append(self.rows.stretch(start + last, length - last))
 
         def columns(place: int) -> int:
             before = sum(
@@ -203,7 +222,8 @@ class HaystackBatches:
                 ids = self._encode(answer)
                 tail = [*self._some(config.question_context, rng), *self._encode(question)]
                 points = [*aligned(ids, sentence), *(-1 for _ in end)]
-                asked.append(self._add([*tail, *ids, *end], len(tail), points, self.kinds.index(fact.kind)))
+                kind = self.kinds.index(fact.kind)
+                asked.append(self._add([*tail, *ids, *end], config.question_context, len(tail), points, kind))
             self._about.append(asked)
         self._groups.append(group)
 
@@ -212,32 +232,31 @@ class HaystackBatches:
         config = self._config
         long = config.passage_cue + config.passage_tokens
         around = max(config.passages_until, config.passage_width)
-        place = rng.randrange(around, self._tokens - around)
+        place = rng.randrange(around, self.tokens - around)
         passages = []
         for _ in range(config.passages):
             at = place + rng.randrange(config.passage_width - long + 1)
             tail = self._encode("\n")
             answer = len(tail) + config.passage_cue
             points = range(at + config.passage_cue, at + long)
-            passages.append(self._add([*tail, *self._ids(at, long)], answer, points, len(self.kinds) - 1))
+            passages.append(self._add([*tail, *self._ids(at, long)], 0, answer, points, len(self.kinds) - 1))
         return place, passages
 
     def _text(self, rng: random.Random) -> tuple[Asked, int]:
         """Return plain text that goes on, and where it does."""
         context, more = self._config.question_context, self._config.text_tokens
-        place = rng.randrange(context, self._tokens - more)
-        return self._add(self._ids(place - context, context + more), context, [-1] * more, -1), place
+        place = rng.randrange(context, self.tokens - more)
+        return self._add(self._ids(place - context, context + more), context, context, [-1] * more, -1), place
 
-    def _add(self, ids: Sequence[int], answer: int, points: Sequence[int], kind: int) -> Asked:
-        self._runs.append(Run(tuple(ids)))
-        return Asked(len(self._runs) - 1, tuple(ids), answer, tuple(points), kind)
+    def _add(self, ids: Sequence[int], context: int, answer: int, points: Sequence[int], kind: int) -> Asked:
+        return Asked(next(self._numbers), tuple(ids), context, answer, tuple(points), kind)
 
     def _some(self, count: int, rng: random.Random) -> list[int]:
         """Return some tokens of the text."""
-        return self._ids(rng.randrange(self._tokens - count), count)
+        return self._ids(rng.randrange(self.tokens - count), count)
 
     def _ids(self, start: int, count: int) -> list[int]:
-        ids: list[int] = self._rows.stretch(start, count).tolist()
+        ids: list[int] = self.rows.stretch(start, count).tolist()
         return ids
 
     def _encode(self, text: str) -> list[int]:
@@ -255,20 +274,3 @@ def aligned(answer: Sequence[int], sentence: Sequence[int]) -> list[int]:
             if rest and [*sentence[place : place + len(rest)]] == rest:
                 return [-1] * skipped + [*range(place, place + len(rest))]
     return [-1] * len(answer)
-
-
-class NumberedSamples(torch.utils.data.Dataset[dict[str, int]]):
-    """The numbers of samples, which a collator makes when they are asked for.
-
-    Args:
-        count: how many.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"number": index}

@@ -7,14 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
 from senri.training.answers import AnswersOnly
+from senri.training.recall.window import Window
 
 
 class Recall(AnswersOnly):
     """What the trainer runs: haystacks with their questions in, the loss of answers and of plain text out.
 
-    The text is only written. The layers from the memory on run for the questions, all of them after the same text.
-    Plain text is held to what the model predicts with its memory off: the memory stays silent where nobody asks.
+    The text is only written. Its last tokens are the window in which the questions are asked; the layers from the
+    memory on run there and for the questions, all of them after the same text. Plain text that goes on behind the
+    window is held to what the model predicts with its memory off: the memory stays silent where nobody asks.
 
     Args:
         *segments: of `SegmentedObjective`, for reading the text.
@@ -27,7 +30,14 @@ class Recall(AnswersOnly):
         self.kinds, self.kl_weight = tuple(kinds), kl_weight
 
     def forward(  # type: ignore[override]
-        self, states: Tensor, ids: Tensor, asking: Tensor, targets: Tensor, kinds: Tensor, **_: Tensor
+        self,
+        states: Tensor,
+        ids: Tensor,
+        window: Tensor,
+        questions: Tensor,
+        targets: Tensor,
+        kinds: Tensor,
+        going_on: Tensor,
     ) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and what else is worth knowing.
 
@@ -37,43 +47,47 @@ class Recall(AnswersOnly):
         Args:
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
             ids: `[1, seq]`, its tokens.
-            asking: `[questions, tail, hidden]`, what enters `start_layer` in questions and answers, after no window.
+            window: how many of these at the end the questions can attend to.
+            questions: `[questions, tail]`, tokens of questions and answers.
             targets: `[questions, tail]`, the token that follows each, where it is asked for; else -100.
-            kinds: `[questions]`, what each asks for, as its place in `self.kinds`; -1 for plain text that goes on.
-            **_: what only other losses need.
+            kinds: `[questions]`, what each asks for, as its place in `self.kinds`.
+            going_on: `[1, more, hidden]`, what enters `start_layer` in the plain text that goes on.
         """
-        length = ids.shape[1]
-        memory = self.read(ids, torch.tensor([length], device=ids.device), states)
-        memory.batch_repeat_interleave(len(asking))
-        positions = (length + torch.arange(asking.shape[1], device=ids.device)).expand(len(asking), -1)
-        hidden = self._run(asking, positions, past_key_values=memory, use_cache=True)
-        is_text = kinds < 0
-        row, column = ((targets >= 0) & ~is_text[:, None]).nonzero(as_tuple=True)
-        found = {"length": torch.tensor(float(length))}
-        loss = hidden.new_zeros(())
-        if len(row):
-            logits = self.model.lm_head(hidden[row, column]).float()
-            wanted = targets[row, column]
-            # Every question counts the same, however long its answer.
-            share = 1 / torch.bincount(row, minlength=len(targets))[row].float() / (~is_text).sum()
-            loss = loss + (share * F.cross_entropy(logits, wanted, reduction="none")).sum()
-            is_right = (logits.argmax(-1) == wanted).float()
-            found["correct"] = (share * is_right).sum()
-            asked = kinds[row]
-            found |= {f"correct_{self.kinds[kind]}": is_right[asked == kind].mean() for kind in asked.unique().tolist()}
-        if bool(is_text.any()):
-            before = targets[is_text] >= 0
-            with torch.no_grad(), self.model.memory_disabled():
-                alone = self._run(asking[is_text], positions[is_text], use_cache=False)
-                said = self.model.lm_head(alone[before]).float().log_softmax(-1)
-            logits = self.model.lm_head(hidden[is_text][before]).float()
-            divergence = F.kl_div(logits.log_softmax(-1), said, reduction="batchmean", log_target=True)
-            loss = loss + self.kl_weight * divergence
-            found["divergence"] = divergence.detach()
+        length, near = ids.shape[1], int(window)
+        far = length - near
+        memories: Any = self.read(ids[:, :far], torch.tensor([far], device=ids.device), states[:, :far])
+        read = Window(self.model, ids[:, far:], self.start_layer, states[:, far:])
+        heard: Any = read.upper(memories)
+        written: Any = self._segment(ids[:, far:], states[:, far:], None, memories)
+        for old, new in zip(written.layers, heard.layers, strict=True):
+            if isinstance(new, SenriMemoryLayer):
+                new.memory_state = old.memory_state  # the same, with its gradients
+        loss, found = self._divergence(read, peek_cache(heard), going_on)
+        heard.batch_repeat_interleave(len(questions))
+        hidden = self._run(read.lower(questions), read, heard)
+        row, column = (targets >= 0).nonzero(as_tuple=True)
+        logits = self.model.lm_head(hidden[row, column]).float()
+        wanted, asked = targets[row, column], kinds[row]
+        # Every question counts the same, however long its answer.
+        share = 1 / torch.bincount(row, minlength=len(targets))[row].float() / len(targets)
+        loss = loss + (share * F.cross_entropy(logits, wanted, reduction="none")).sum()
+        is_right = (logits.argmax(-1) == wanted).float()
+        found |= {"length": torch.tensor(float(length)), "correct": (share * is_right).sum()}
+        found |= {f"correct_{self.kinds[kind]}": is_right[asked == kind].mean() for kind in asked.unique().tolist()}
         return {"loss": loss, **found}
 
-    def _run(self, states: Tensor, positions: Tensor, **cache: Any) -> Tensor:
-        """Run the layers from `start_layer` on; `[questions, tail, hidden]` before the head."""
-        out = self.model.model(inputs_embeds=states, start_layer=self.start_layer, position_ids=positions, **cache)
+    def _divergence(self, read: Window, heard: Any, going_on: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of plain text behind the window, and the divergence."""
+        with torch.no_grad(), self.model.memory_disabled():
+            alone = self.model.lm_head(self._run(going_on, read, read.upper())[0]).float().log_softmax(-1)
+        logits = self.model.lm_head(self._run(going_on, read, heard)[0]).float()
+        divergence = F.kl_div(logits.log_softmax(-1), alone, reduction="batchmean", log_target=True)
+        return self.kl_weight * divergence, {"divergence": divergence.detach()}
+
+    def _run(self, states: Tensor, read: Window, cache: Any) -> Tensor:
+        """Run the layers from `start_layer` on behind the window; `[rows, tail, hidden]` before the head."""
+        positions = read.positions_behind(*states.shape[:2])
+        run = {"start_layer": self.start_layer, "past_key_values": cache, "use_cache": True}
+        out = self.model.model(inputs_embeds=states, position_ids=positions, **run)
         hidden: Tensor = out.last_hidden_state
         return hidden

@@ -7,13 +7,14 @@ whose finds are heard.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from senri.data.facts import FactMaker
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
 from senri.memory.calibration import RunningMoments
@@ -22,39 +23,68 @@ from senri.mixers.added_memory import AddedMemory
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.frozen_base import lower_states
 from senri.training.objective import Objective
-from senri.training.recall.config import ValuesConfig
+from senri.training.recall.config import ValuesConfig, WindowConfig
+from senri.training.recall.window import Window
 from senri.training.rows import TrainingRows
 
 
 class Stretches:
-    """Makes batches for `ValueDecoding`: plain text, with what enters the first trained layer; the trainer's collator.
+    """Makes batches for `ValueDecoding`: stretches of text, and the window that they are said behind; the trainer's
+    collator.
 
     Args:
-        rows: the text, with the outputs of the frozen layers.
-        tokens: of a stretch.
-        seed: of where stretches begin.
+        rows: the text.
+        tokenizer: that made its tokens.
+        config: settings.
+        window: of what stands before a stretch when it is said.
+        kinds: of facts, with their weights.
+        seed: of everything that is drawn.
 
     Raises:
-        SenriError: the rows bring no states, or less text than a stretch.
+        SenriError: layers below the memory are not frozen, or less text than a stretch or a window.
     """
 
-    def __init__(self, rows: TrainingRows, tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        rows: TrainingRows,
+        tokenizer: Any,
+        config: ValuesConfig,
+        window: WindowConfig,
+        kinds: Mapping[str, float],
+        seed: int,
+    ) -> None:
         if rows.frozen_base is None:
             raise SenriError("the loss values starts from the outputs of frozen layers: set training.frozen_base=true.")
-        self._rows, self._base, self.tokens, self._seed = rows, rows.frozen_base, tokens, seed
-        self._last = len(rows) * len(rows.tokens[0]) - tokens
-        if self._last < 0:
+        self._rows, self._tokenizer, self._config, self._window, self._seed = rows, tokenizer, config, window, seed
+        self._kinds, self._weights = [*kinds], [*kinds.values()]
+        self._tokens = len(rows) * len(rows.tokens[0])
+        self.tokens = config.tokens
+        if (most := max(config.context + config.tokens, window.longest)) >= self._tokens:
             raise SenriError(
-                f"the training text is shorter than training.recall.values.tokens {tokens}: give more text."
+                f"the training text has {self._tokens} tokens, too few for the {most} of a stretch or a window "
+                f"(training.recall.values, training.recall.window): give more text."
             )
 
     def __call__(self, items: Sequence[dict[str, int]]) -> dict[str, Tensor]:
-        """Return `states` `[batch, seq, hidden]` and `ids` `[batch, seq]` of some numbered stretches."""
-        starts = [random.Random(f"{self._seed}-{item['number']}").randint(0, self._last) for item in items]
-        return {
-            "states": torch.stack([self._base.stretch(start, self.tokens) for start in starts]),
-            "ids": torch.stack([self._rows.stretch(start, self.tokens) for start in starts]),
-        }
+        """Return `ids` `[batch, context + tokens]` of some numbered stretches, and `window` `[1, window]` tokens."""
+        numbers = [item["number"] for item in items]
+        stretches = [self._stretch(random.Random(f"{self._seed}-{number}")) for number in numbers]
+        rng = random.Random(f"{self._seed}-{numbers[0]}-window")
+        return {"ids": torch.stack(stretches), "window": self._some(self._window.draw(rng), rng)[None]}
+
+    def _stretch(self, rng: random.Random) -> Tensor:
+        config = self._config
+        if rng.random() >= config.facts_share:
+            return self._some(config.context + config.tokens, rng)
+        facts: list[int] = []
+        while len(facts) < config.tokens:
+            kind = rng.choices(self._kinds, self._weights)
+            sentence = FactMaker("train", kind).make(rng, 1)[0].sentence
+            facts += self._tokenizer(f" {sentence}", add_special_tokens=False)["input_ids"]
+        return torch.cat([self._some(config.context, rng), torch.tensor(facts[: config.tokens])])
+
+    def _some(self, count: int, rng: random.Random) -> Tensor:
+        return self._rows.stretch(rng.randrange(self._tokens - count), count)
 
 
 class ValueDecoding(Objective):
@@ -63,6 +93,7 @@ class ValueDecoding(Objective):
     Args:
         model: a Senri model with one memory, which must be added to the layer's attention.
         start_layer: the memory's layer.
+        context: tokens at the beginning of a stretch that are only there to be attended to.
         interference: largest share of another token's value in what is found, beside 1 of the right one.
         faintest: what is found is as loud as a whole value or fainter, down to this share.
 
@@ -71,28 +102,39 @@ class ValueDecoding(Objective):
     """
 
     def __init__(
-        self, model: SenriForCausalLM, start_layer: int, interference: float = 0.0, faintest: float = 1.0
+        self,
+        model: SenriForCausalLM,
+        start_layer: int,
+        context: int,
+        interference: float = 0.0,
+        faintest: float = 1.0,
     ) -> None:
         super().__init__(model)
+        self.context = context
         self.start_layer, self.interference, self.faintest = start_layer, interference, faintest
         check_added_memory(model, start_layer, "values")
 
-    def forward(self, states: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    def forward(self, ids: Tensor, window: Tensor) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and `correct`, the share of tokens that are the likeliest.
 
         Args:
-            states: `[batch, seq, hidden]`, what enters `start_layer` within the whole text: values are made of it.
-            ids: `[batch, seq]`, the tokens; they are run after nothing else, as a question is after its text was read.
+            ids: `[batch, context + seq]`, tokens of which the last are said.
+            window: `[1, window]`, tokens that they are said behind, as a question is asked behind some other text.
         """
-        asking = self._asking(ids)
-        heard = self._heard(states, asking)
+        states, asking, read = self._both(ids, window)
+        heard = self._heard(states)
         handle = self._mixer.memory_o_proj.register_forward_pre_hook(lambda _module, _args: (heard,))
+        cache = read.upper()
+        cache.batch_repeat_interleave(len(asking))
+        run = {"start_layer": self.start_layer, "past_key_values": cache, "use_cache": True}
         try:
-            hidden = self.model.model(inputs_embeds=asking, start_layer=self.start_layer, use_cache=False)
+            hidden = self.model.model(
+                inputs_embeds=asking, position_ids=read.positions_behind(*asking.shape[:2]), **run
+            )
         finally:
             handle.remove()
         logits = self.model.lm_head(hidden.last_hidden_state[:, :-1]).float()
-        targets = ids[:, 1:]
+        targets = ids[:, self.context + 1 :]
         return {
             "loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten()),
             "correct": (logits.argmax(-1) == targets).float().mean().detach(),
@@ -138,12 +180,13 @@ class ValueDecoding(Objective):
         gram, moments, power, count = torch.zeros(size, size), torch.zeros(size, rows.shape[1]), 0.0, 0
         pairs = RunningMoments()
         for batch in batches:
-            states, asking = batch["states"], self._asking(batch["ids"])
+            states, asking, _ = self._both(batch["ids"], batch["window"])
+            targets = batch["ids"][:, self.context + 1 :]
             both = torch.cat([self._layer.input_layernorm(states), self._layer.input_layernorm(asking)], dim=-1)
             pairs.update(both[:, config.solve_context :].flatten(0, 1).cpu())
-            features = self._heard(states, asking)[:, :-1].flatten(0, 1).float()
+            features = self._heard(states)[:, :-1].flatten(0, 1).float()
             gram += (features.T @ features).cpu()
-            moments += (features.T @ rows[batch["ids"][:, 1:].flatten()]).cpu()
+            moments += (features.T @ rows[targets.flatten()]).cpu()
             power += float(states.float().square().mean()) * len(features)
             count += len(features)
         generator = torch.Generator().manual_seed(seed)
@@ -160,15 +203,22 @@ class ValueDecoding(Objective):
     def _mixer(self) -> Any:
         return self._layer.self_attn
 
-    def _asking(self, ids: Tensor) -> Tensor:
-        """Return what enters the memory's layer after these tokens alone, `[batch, seq, hidden]`."""
-        return lower_states(self.model, ids, self.start_layer, ids.shape[1])
+    def _both(self, ids: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Window]:
+        """Return what enters the memory's layer in stretches, behind their context and behind a window,
+        `[batch, seq, hidden]` each, and the window.
+        """
+        states = lower_states(self.model, ids, self.start_layer, ids.shape[1])[:, self.context :]
+        read = Window(self.model, window, self.start_layer)
+        return states, read.lower(ids[:, self.context :]), read
 
-    def _heard(self, states: Tensor, asking: Tensor) -> Tensor:
-        """Return what enters the output projection, `[batch, seq, heads x value_dim]`."""
+    def _heard(self, states: Tensor) -> Tensor:
+        """Return what enters the output projection, `[batch, seq, heads x value_dim]`.
+
+        A read strength that has learnt to be silent in plain text would make the projection loud.
+        """
         found = self.found(self._layer.input_layernorm(states))
         if hasattr(self._mixer, "memory_read"):
-            found = self._mixer.memory_read(found, self._layer.input_layernorm(asking))
+            found = self._mixer.memory_read.when_asked(found)
         return found.flatten(2)
 
 
