@@ -17,6 +17,7 @@ from senri.training.recall.batches import RecallBatches
 from senri.training.recall.config import LengthsConfig
 from senri.training.recall.objective import Recall
 from senri.training.rows import TrainingRows
+from senri.training.sequences import training_rows
 
 from .conftest import RECALL_LAYER, recall_config, recall_recipe, stop_in_call
 from .test_language_modelling import assert_same, gradients
@@ -112,6 +113,19 @@ def test_a_text_ends_with_the_window_and_plain_text_goes_on(
     assert windows <= {*range(2, 8)} and len(windows) > 3
 
 
+def test_rows_begin_with_noise_and_code(recipe_file: Path, bytes_tokenizer: Any) -> None:
+    words = ["training.recall.haystacks.noise=2", "training.recall.haystacks.code=3"]
+    recipe = ConfigManager(recall_recipe(recipe_file), words).recipe
+    rows, identity = training_rows(recipe, bytes_tokenizer)
+    texts = [bytes_tokenizer.decode(row) for row in rows.tokens]
+    for noise in texts[:2]:
+        assert noise[:30] in noise[30:] and len(noise) == 256
+    assert texts[0] != texts[1] and all("\n    " in code or "import" in code for code in texts[2:5])
+    plain = training_rows(ConfigManager(recall_recipe(recipe_file, noise=0, code=0)).recipe, bytes_tokenizer)
+    assert plain[1] != identity and [bytes_tokenizer.decode(row) for row in plain[0].tokens] == texts[5:]
+    assert training_rows(recipe, bytes_tokenizer)[1] == identity
+
+
 def test_lengths_grow_from_step_to_step() -> None:
     lengths = LengthsConfig(100, 900, 2.0, 0.5)
     assert [lengths.at(step) for step in (0, 1, 3, 4, 10**6)] == [100, 200, 800, 900, 900]
@@ -140,6 +154,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ("training.recall.window.shortest=0", "at least 1"),
         ("training.recall.window.shortest=900000", "longest not below shortest"),
         ("training.recall.haystacks.facts=0", "facts is 0"),
+        ("training.recall.haystacks.code=-1", "code is -1"),
         ("training.recall.haystacks.hidden=[]", "hidden is"),
         ("training.recall.haystacks.hidden=[0]", "numbers from 1 on"),
         ("training.recall.haystacks.styles=[]", "styles is empty"),

@@ -1,5 +1,6 @@
 """What a recipe trains on and is measured by: its texts, cut into sequences, some of them with needles."""
 
+import random
 from typing import Any
 
 import datasets
@@ -7,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from senri.conversion.sources import default_cache_dir
-from senri.data.blocks import token_blocks
+from senri.data.blocks import fingerprint, token_blocks
+from senri.data.code_and_noise import code_tokens, noise_tokens
 from senri.data.corpus import Corpus, Split, open_corpus
 from senri.data.packing import pack
 from senri.data.pairs import PairTemplates, read_training_sentences
@@ -17,7 +19,11 @@ from senri.evaluation.settings import default_settings
 from senri.training.config import Recipe
 from senri.training.held_out import document_tokens
 from senri.training.needle_blocks import NeedleMixing, with_needles
+from senri.training.recall.config import HaystackConfig
 from senri.training.rows import TrainingRows, whole_batches
+
+_NOISE_BLOCKS = 8
+"""Blocks of text that sentences of noise are taken from."""
 
 
 def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
@@ -44,13 +50,32 @@ def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
             block_characters=experiment.data.block_characters,
         )
         blocks = with_needles(blocks, tokenizer, _needle_mixing(recipe), experiment.seed)
-    if any(stage.loss == "recall" for stage in training.stages.enabled.values()):
-        # One long text, which samples are cut from.
-        return TrainingRows(blocks, answers=False), str(blocks._fingerprint)
+    if any(stage.loss in ("values", "finding", "recall") for stage in training.stages.enabled.values()):
+        assert training.recall is not None
+        # One long text, which samples are cut from; haystacks from its beginning.
+        other = _code_and_noise(blocks, tokenizer, training.recall.haystacks, experiment.seed)
+        only = blocks.select_columns("input_ids")
+        first = datasets.Dataset.from_dict({"input_ids": other}, features=only.features)
+        rows = TrainingRows(datasets.concatenate_datasets([first, only]), answers=False)
+        return rows, fingerprint(blocks._fingerprint, other)
     if training.answers_only:
         blocks = blocks.select(np.flatnonzero(np.asarray(blocks["answer_start"]) >= 0))
     rows = TrainingRows(whole_batches(blocks, training.batch_size), answers=training.answers_only)
     return rows, str(blocks._fingerprint)
+
+
+def _code_and_noise(blocks: Any, tokenizer: Any, config: HaystackConfig, seed: int) -> list[list[int]]:
+    """Return rows as long as blocks: first of noise, each of other sentences of the text, then of code."""
+    rng = random.Random(f"{seed}-code-and-noise")
+    length = len(blocks[0]["input_ids"])
+    sentences = {"sentences": config.noise_sentences, "longest": config.noise_characters}
+    rows = []
+    for _ in range(config.noise):
+        some = rng.sample(range(len(blocks)), min(_NOISE_BLOCKS, len(blocks)))
+        text = " ".join(tokenizer.decode(blocks[one]["input_ids"]) for one in some)
+        rows.append(noise_tokens(tokenizer, text, length, rng, **sentences))
+    code = code_tokens(tokenizer, config.code * length, rng)
+    return rows + [code[start : start + length] for start in range(0, len(code), length)]
 
 
 def _needle_mixing(recipe: Recipe) -> NeedleMixing:

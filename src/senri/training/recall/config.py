@@ -97,6 +97,10 @@ class HaystackConfig:
     Args:
         tokens: of the training text, from its beginning, that haystacks are cut from; the frozen layers' states of all
             of them are kept.
+        noise: of the parts of `max_length` tokens that haystacks are cut from, so many repeat a few short sentences.
+        code: and so many are code.
+        noise_sentences: how many sentences a part of noise repeats.
+        noise_characters: of the longest of them.
         facts: that are made, kept with the states of the frozen layers.
         group: facts that may stand in one text together.
         alike_share: of the groups whose facts only their keys tell apart.
@@ -120,6 +124,10 @@ class HaystackConfig:
     """
 
     tokens: int
+    noise: int
+    code: int
+    noise_sentences: int
+    noise_characters: int
     facts: int
     group: int
     alike_share: float
@@ -142,7 +150,7 @@ class HaystackConfig:
     passage_tokens: int
 
     def __post_init__(self) -> None:
-        may_be_zero = ("texts", "text_questions", "passage_areas", "passages_until")
+        may_be_zero = ("noise", "code", "texts", "text_questions", "passage_areas", "passages_until")
         for name in (field.name for field in fields(self) if field.type is int):
             value, least = getattr(self, name), 0 if name in may_be_zero else 1
             if value < least:
