@@ -71,7 +71,7 @@ class WindowConfig:
     """What stands before a question when it is asked, in the losses `values` and `recall`.
 
     Args:
-        shortest: tokens; every length up to the longest has equal chances.
+        shortest: tokens; every order of size from there to the longest has equal chances.
         longest: tokens.
     """
 
@@ -87,7 +87,7 @@ class WindowConfig:
 
     def draw(self, rng: random.Random) -> int:
         """Return a length, in tokens."""
-        return rng.randint(self.shortest, self.longest)
+        return round(math.exp(rng.uniform(math.log(self.shortest), math.log(self.longest))))
 
 
 @dataclass
