@@ -157,6 +157,7 @@ SMALL = {
     **{"neighbourhood": 8, "question_context": 4, "text_tokens": 12, "questions": 5, "text_questions": 2},
     **{"noise_characters": 200},
     **{"styles": ["verbatim", "completion", "question"], "noise": 1, "code": 1, "noise_sentences": 1},
+    **{"reference": 1, "beginnings": 1, "beginning_tokens": 60},
 }
 LENGTHS = {"first": 60, "longest": 160, "growth": 1.5, "shortest_share": 0.5}
 
@@ -232,7 +233,7 @@ def recall_recipe(recipe_file: Path, **changes: Any) -> Path:
     recipe["training"]["batch_size"] = recipe["training"]["micro_batch_size"] = 3
     recipe["training"]["stages"] = {
         "distill": {"enabled": False},
-        "memory": {"max_steps": 6, "loss": "recall", "train": "memory", "learning_rate": 1e-2},
+        "memory": {"max_steps": 6, "loss": "recall", "train": "answering", "learning_rate": 1e-2},
         "full": {"enabled": False},
     }
     path = recipe_file.with_name("recall.yaml")

@@ -1,6 +1,7 @@
 """The loss recall: answers after a text that was only written, plain text held to the memory-less model."""
 
 import copy
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,21 @@ def test_a_text_ends_with_the_window_and_plain_text_goes_on(
     assert windows <= {*range(2, 8)} and len(windows) > 3
 
 
-def test_rows_begin_with_noise_and_code(recipe_file: Path, bytes_tokenizer: Any) -> None:
+def test_rows_begin_with_other_texts(recipe_file: Path, bytes_tokenizer: Any) -> None:
     words = ["training.recall.haystacks.noise=2", "training.recall.haystacks.code=3"]
     recipe = ConfigManager(recall_recipe(recipe_file), words).recipe
     rows, identity = training_rows(recipe, bytes_tokenizer)
     texts = [bytes_tokenizer.decode(row) for row in rows.tokens]
     for noise in texts[:2]:
         assert noise[:30] in noise[30:] and len(noise) == 256
-    assert texts[0] != texts[1] and all("\n    " in code or "import" in code for code in texts[2:5])
-    plain = training_rows(ConfigManager(recall_recipe(recipe_file, noise=0, code=0)).recipe, bytes_tokenizer)
-    assert plain[1] != identity and [bytes_tokenizer.decode(row) for row in plain[0].tokens] == texts[5:]
+    modules = [path.read_text(errors="replace") for path in Path(sysconfig.get_paths()["stdlib"]).glob("*.py")]
+    code = "".join(texts[2:5])
+    assert texts[0] != texts[1] and any(code.startswith(module[:200]) for module in modules if module)
+    assert "\n" in texts[5] and texts[6].count("<eos>") >= 3
+    plain = training_rows(
+        ConfigManager(recall_recipe(recipe_file, noise=0, code=0, reference=0, beginnings=0)).recipe, bytes_tokenizer
+    )
+    assert plain[1] != identity and [bytes_tokenizer.decode(row) for row in plain[0].tokens] == texts[7:]
     assert training_rows(recipe, bytes_tokenizer)[1] == identity
 
 
@@ -167,7 +173,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ("training.recall.finding.sharpness=0", "sharpness is 0"),
         ("training.recall.answering.kl_weight=-1", "kl_weight is -1"),
         ("training.recall.answering.text_tokens=0", "text_tokens is 0"),
-        ("training.stages.memory.train=mixers", "train memory"),
+        ("training.stages.memory.train=mixers", "train answering"),
         ("training.stages.memory.max_steps=null", "set max_steps"),
     ],
 )

@@ -91,7 +91,9 @@ def test_what_is_found_is_what_a_memory_of_one_token_reads(model: SenriForCausal
     """The reference writes each token alone into an empty state and reads it with its own key."""
     hidden = hidden_of(model, stretches)
     branch: Any = model.model.layers[LAYER].self_attn.memory
-    found = ValueDecoding(model, LAYER, 0).found(hidden)
+    objective = ValueDecoding(model, LAYER, 0)
+    objective._centre_values()
+    found = objective.found(hidden)
     tokens, _ = branch.inputs(hidden, branch.init_state(2))
     for place in range(11):
         one = slice(place + 1, place + 2)
@@ -138,6 +140,22 @@ def test_the_solved_start_says_what_was_found(model: SenriForCausalLM, stretches
     assert all(torch.equal(mine, kept) for mine, kept in zip(model.parameters(), solved, strict=True))
 
 
+def test_values_are_centred_whatever_is_trained(model: SenriForCausalLM, rows: TrainingRows, stretches: Any) -> None:
+    objective, made = ValueDecoding(model, LAYER, 8), stretches()
+    objective.solve([made(some(8, first)) for first in range(0, 64, 8)], CONFIG, seed=0)
+    inputs: Any = model.model.layers[LAYER].self_attn.memory.inputs
+    with torch.no_grad():
+        inputs.v_proj.weight.normal_()
+    loss = objective(**made(some(8)))["loss"]
+    text = torch.cat([rows.frozen_base[row] for row in range(5)])  # type: ignore[index]
+    values = inputs.v_proj(model.model.layers[LAYER].input_layernorm(text))
+    assert values.mean(0).square().mean() < 0.1 * values.square().mean()
+    # The gradient is that of values less their mean: the same for weights that only move the mean.
+    loss.backward()
+    along = (inputs.v_proj.weight.grad @ objective.mean).norm() / objective.mean.norm()
+    assert along < 0.7 * inputs.v_proj.weight.grad.norm()
+
+
 def test_solved_queries_find_the_states_of_the_text(
     model: SenriForCausalLM, rows: TrainingRows, stretches: Any
 ) -> None:
@@ -172,10 +190,7 @@ def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCaus
     loss = objective(**batch)["loss"]
     loss.backward()
     with_gradient = {name.removeprefix(prefix) for name, p in model.named_parameters() if p.grad is not None}
-    assert with_gradient == {
-        *("memory.inputs.v_proj.weight", "memory.inputs.v_proj.bias"),
-        *("memory.memory.norm_weight", "memory_o_proj.weight"),
-    }
+    assert with_gradient == {"memory.inputs.v_proj.weight", "memory.memory.norm_weight", "memory_o_proj.weight"}
     inputs: Any = model.model.layers[LAYER].self_attn.memory.inputs
     with torch.no_grad():
         inputs.k_proj.weight.normal_()
@@ -202,7 +217,7 @@ def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
     assert outcome.finished and [stage.name for stage in outcome.stages] == ["distill", "memory"]
     lines = read_metrics(outcome.folder / "metrics.jsonl")
     assert [line["stage"] for line in lines].count("distill") == 5
-    assert outcome.stages[0].tokens == 5 * 3 * 48
+    assert outcome.stages[0].tokens == 5 * 3 * 96
     # One store of the frozen layers' outputs for both.
     assert len([*outcome.folder.glob("stages/*/states.npy")]) == 1
     for word, message in (
@@ -211,7 +226,7 @@ def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
         ("training.recall.values.tokens=1", "at least 2"),
         ("training.recall.values.ridge=0", "above 0"),
         ("training.recall.values.faintest=0", "above 0 and at most 1"),
-        ("training.recall.values.solve_context=48", "a stretch has 48 tokens"),
+        ("training.recall.values.solve_context=96", "a stretch has 96 tokens"),
         ("training.recall.values.facts_share=2", "0 to 1"),
     ):
         with pytest.raises(SenriError, match=message):

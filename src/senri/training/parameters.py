@@ -29,7 +29,8 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
     Args:
         model: a Senri model.
         train: `values`: what makes the memories' values and adds those that were found, and queries and keys;
-            `finding`: what makes queries, keys, write and read strengths; `memory`: all of the memories, their gates
+            `finding`: what makes queries, keys, write and read strengths; `answering`: these and what adds reads, for
+            values stay centred where they are not trained; `memory`: all of the memories, their gates
             and output projections; `mixers`: all of the mixers that have a memory; `all`: everything.
     """
     mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
@@ -40,6 +41,7 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
         chosen = {
             "values": in_mixer is not None and in_mixer in _VALUES,
             "finding": in_mixer is not None and in_mixer.startswith(_FINDING) and "v_proj" not in in_mixer,
+            "answering": in_mixer is not None and in_mixer.startswith("memory") and "v_proj" not in in_mixer,
             "memory": in_mixer is not None and in_mixer.startswith("memory"),
             "mixers": in_mixer is not None,
             "all": True,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from senri.conversion.sources import default_cache_dir
 from senri.data.blocks import fingerprint, token_blocks
-from senri.data.code_and_noise import code_tokens, noise_tokens
 from senri.data.corpus import Corpus, Split, open_corpus
+from senri.data.other_texts import beginning_tokens, code_tokens, noise_tokens, reference_tokens
 from senri.data.packing import pack
 from senri.data.pairs import PairTemplates, read_training_sentences
 from senri.errors import SenriError, nearest
@@ -53,7 +53,7 @@ def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
     if any(stage.loss in ("values", "finding", "recall") for stage in training.stages.enabled.values()):
         assert training.recall is not None
         # One long text, which samples are cut from; haystacks from its beginning.
-        other = _code_and_noise(blocks, tokenizer, training.recall.haystacks, experiment.seed)
+        other = _other_rows(blocks, tokenizer, recipe, training.recall.haystacks)
         only = blocks.select_columns("input_ids")
         first = datasets.Dataset.from_dict({"input_ids": other}, features=only.features)
         rows = TrainingRows(datasets.concatenate_datasets([first, only]), answers=False)
@@ -64,9 +64,11 @@ def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
     return rows, str(blocks._fingerprint)
 
 
-def _code_and_noise(blocks: Any, tokenizer: Any, config: HaystackConfig, seed: int) -> list[list[int]]:
-    """Return rows as long as blocks: first of noise, each of other sentences of the text, then of code."""
-    rng = random.Random(f"{seed}-code-and-noise")
+def _other_rows(blocks: Any, tokenizer: Any, recipe: Recipe, config: HaystackConfig) -> list[list[int]]:
+    """Return rows as long as blocks: noise, each of other sentences of the text, code, the Python reference, and
+    beginnings of documents.
+    """
+    rng = random.Random(f"{recipe.experiment.seed}-other-rows")
     length = len(blocks[0]["input_ids"])
     sentences = {"sentences": config.noise_sentences, "longest": config.noise_characters}
     rows = []
@@ -74,8 +76,12 @@ def _code_and_noise(blocks: Any, tokenizer: Any, config: HaystackConfig, seed: i
         some = rng.sample(range(len(blocks)), min(_NOISE_BLOCKS, len(blocks)))
         text = " ".join(tokenizer.decode(blocks[one]["input_ids"]) for one in some)
         rows.append(noise_tokens(tokenizer, text, length, rng, **sentences))
-    code = code_tokens(tokenizer, config.code * length, rng)
-    return rows + [code[start : start + length] for start in range(0, len(code), length)]
+    long = code_tokens(tokenizer, config.code * length, rng)
+    long += reference_tokens(tokenizer, config.reference * length)
+    if config.beginnings:
+        corpus = corpus_of(recipe, "train")
+        long += beginning_tokens(tokenizer, corpus, config.beginnings * length, config.beginning_tokens)
+    return rows + [long[start : start + length] for start in range(0, len(long), length)]
 
 
 def _needle_mixing(recipe: Recipe) -> NeedleMixing:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from transformers import AutoTokenizer
 
@@ -28,12 +29,14 @@ from senri.settings import build, load_yaml, save_resolved
 from senri.training.config import STAGES, Recipe, StageName
 from senri.training.manager import ConfigManager
 from senri.training.measures import Measures
+from senri.training.parameters import choose_trained
 from senri.training.preparation import load_start, load_teacher, prepare_start
 from senri.training.sequences import held_out_documents, training_rows
 from senri.training.stage import Stage, StageResult, check_stages
 
 CONFIG_FILE, RUN_FILE, METRICS_FILE, MEASURES_FILE = "config.yaml", "run.json", "metrics.jsonl", "measures.json"
 START, MODEL, TRACKING = "start", "model", "tracking"
+MEMORY_FILE = "memory.safetensors"
 BASE, NO_MEMORY, BEFORE = "base", "memory off", "before training"
 
 
@@ -197,6 +200,10 @@ class ThreeStageTrainer:
             tokenizer.save_pretrained(place)
 
         write_folder(self.folder / MODEL, fill)
+        if model.model.memory_branches():
+            choose_trained(model, "memory")
+            tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+            write_bytes(self.folder / MEMORY_FILE, safetensors.torch.save(tensors))
 
 
 def _difference(before: Recipe, now: Recipe) -> str | None:

@@ -98,7 +98,11 @@ class HaystackConfig:
         tokens: of the training text, from its beginning, that haystacks are cut from; the frozen layers' states of all
             of them are kept.
         noise: of the parts of `max_length` tokens that haystacks are cut from, so many repeat a few short sentences.
-        code: and so many are code.
+        code: so many are code,
+        reference: so many the Python language reference, which is full of lists and tables,
+        beginnings: and so many the beginnings of documents: where text looks like facts, as on title pages and in
+            tables of contents, a memory must learn to be silent.
+        beginning_tokens: of each of these.
         noise_sentences: how many sentences a part of noise repeats.
         noise_characters: of the longest of them.
         facts: that are made, kept with the states of the frozen layers.
@@ -126,6 +130,9 @@ class HaystackConfig:
     tokens: int
     noise: int
     code: int
+    reference: int
+    beginnings: int
+    beginning_tokens: int
     noise_sentences: int
     noise_characters: int
     facts: int
@@ -150,7 +157,16 @@ class HaystackConfig:
     passage_tokens: int
 
     def __post_init__(self) -> None:
-        may_be_zero = ("noise", "code", "texts", "text_questions", "passage_areas", "passages_until")
+        may_be_zero = (
+            "noise",
+            "code",
+            "reference",
+            "beginnings",
+            "texts",
+            "text_questions",
+            "passage_areas",
+            "passages_until",
+        )
         for name in (field.name for field in fields(self) if field.type is int):
             value, least = getattr(self, name), 0 if name in may_be_zero else 1
             if value < least:

@@ -18,6 +18,7 @@ from senri.data.facts import FactMaker
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
 from senri.memory.calibration import RunningMoments
+from senri.memory.inputs import split_heads
 from senri.memory.reading import normalise
 from senri.mixers.added_memory import AddedMemory
 from senri.models.modeling_senri import SenriForCausalLM
@@ -113,6 +114,8 @@ class ValueDecoding(Objective):
         self.context = context
         self.start_layer, self.interference, self.faintest = start_layer, interference, faintest
         check_added_memory(model, start_layer, "values")
+        self.register_buffer("mean", torch.zeros(model.config.hidden_size), persistent=False)
+        self.mean: Tensor
 
     def forward(self, ids: Tensor, window: Tensor) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and `correct`, the share of tokens that are the likeliest.
@@ -121,8 +124,9 @@ class ValueDecoding(Objective):
             ids: `[batch, context + seq]`, tokens of which the last are said.
             window: `[1, window]`, tokens that they are said behind, as a question is asked behind some other text.
         """
-        states, asking, read = self._both(ids, window)
-        heard = self._heard(states)
+        self._centre_values()
+        asking, read = self._asking(ids, window)
+        heard = self._heard(self._in_text(ids))
         handle = self._mixer.memory_o_proj.register_forward_pre_hook(lambda _module, _args: (heard,))
         cache = read.upper()
         cache.batch_repeat_interleave(len(asking))
@@ -149,7 +153,8 @@ class ValueDecoding(Objective):
             hidden_states: `[batch, seq, hidden]`, the mixer's input.
         """
         branch: Any = self._mixer.memory
-        values = branch.inputs(hidden_states, branch.init_state(len(hidden_states), hidden_states.device))[0].v
+        values = F.linear(hidden_states - self.mean, branch.inputs.v_proj.weight)
+        values = split_heads(values, branch.num_key_value_heads)
         values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
         others = values.flatten(0, 2)[torch.randperm(values[..., 0].numel(), device=values.device)].view_as(values)
         share = self.interference * torch.rand(values[:, :1, :, :1].shape, device=values.device)
@@ -160,7 +165,10 @@ class ValueDecoding(Objective):
 
     @torch.no_grad()
     def solve(self, batches: Sequence[dict[str, Tensor]], config: ValuesConfig, seed: int) -> None:
-        """Set the start of a memory that has learnt nothing, in closed form; one that has is left as it is.
+        """Find the mean state, and set the start of a memory that has learnt nothing, in closed form.
+
+        Values are those of states less the mean state, all through the stage: a mean that all values share is what a
+        delta rule erases at one token and adds at the next one, and makes reads as large where nothing was found.
 
         Queries and keys: a token's state in a question finds its state in the text (`initialise_from_pairs`). Output
         projection: a value points to its token's row of the language-model head, as the last norm weighs it, less the
@@ -172,6 +180,11 @@ class ValueDecoding(Objective):
             seed: of the random turn of queries and keys.
         """
         mixer = self._mixer
+        text = [self._in_text(batch["ids"]) for batch in batches]
+        moments_of_text = RunningMoments()
+        for states in text:
+            moments_of_text.update(self._layer.input_layernorm(states).flatten(0, 1))
+        self.mean = moments_of_text.mean.to(self.mean)
         if bool(mixer.memory_o_proj.weight.any()):
             return
         rows = self.model.lm_head.weight.float()
@@ -179,8 +192,8 @@ class ValueDecoding(Objective):
         size = mixer.memory_o_proj.in_features
         gram, moments, power, count = torch.zeros(size, size), torch.zeros(size, rows.shape[1]), 0.0, 0
         pairs = RunningMoments()
-        for batch in batches:
-            states, asking, _ = self._both(batch["ids"], batch["window"])
+        for batch, states in zip(batches, text, strict=True):
+            asking, _ = self._asking(batch["ids"], batch["window"])
             targets = batch["ids"][:, self.context + 1 :]
             both = torch.cat([self._layer.input_layernorm(states), self._layer.input_layernorm(asking)], dim=-1)
             pairs.update(both[:, config.solve_context :].flatten(0, 1).cpu())
@@ -203,13 +216,19 @@ class ValueDecoding(Objective):
     def _mixer(self) -> Any:
         return self._layer.self_attn
 
-    def _both(self, ids: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Window]:
-        """Return what enters the memory's layer in stretches, behind their context and behind a window,
-        `[batch, seq, hidden]` each, and the window.
-        """
-        states = lower_states(self.model, ids, self.start_layer, ids.shape[1])[:, self.context :]
+    def _in_text(self, ids: Tensor) -> Tensor:
+        """Return what enters the memory's layer in stretches behind their context, `[batch, seq, hidden]`."""
+        return lower_states(self.model, ids, self.start_layer, ids.shape[1])[:, self.context :]
+
+    def _asking(self, ids: Tensor, window: Tensor) -> tuple[Tensor, Window]:
+        """Return what enters the memory's layer behind a window, `[batch, seq, hidden]`, and the window."""
         read = Window(self.model, window, self.start_layer)
-        return states, read.lower(ids[:, self.context :]), read
+        return read.lower(ids[:, self.context :]), read
+
+    @torch.no_grad()
+    def _centre_values(self) -> None:
+        projection = self._mixer.memory.inputs.v_proj
+        projection.bias.copy_(-(projection.weight @ self.mean))
 
     def _heard(self, states: Tensor) -> Tensor:
         """Return what enters the output projection, `[batch, seq, heads x value_dim]`.

@@ -1,4 +1,4 @@
-"""Code and noise to read: what a memory meets in use beside prose, made of what is at hand."""
+"""Other texts than prose to read: code, lists, the first pages of books, noise; made of what is at hand."""
 
 import random
 import re
@@ -6,8 +6,12 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+from senri.data.blocks import end_of_text
+from senri.data.corpus import Corpus
+from senri.data.documents import PYTHON_REFERENCE, open_document
 from senri.errors import SenriError
 
+_CHARACTERS_PER_TOKEN = 8  # more than any tokenizer needs for prose
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -33,6 +37,44 @@ def code_tokens(tokenizer: Any, count: int, rng: random.Random) -> list[int]:
     raise SenriError(
         f"the modules in {str(folder)!r} have {len(ids)} tokens of code, but {count} are needed: ask for less."
     )
+
+
+def reference_tokens(tokenizer: Any, count: int) -> list[int]:
+    """Return the first tokens of the Python language reference: prose between lists, tables and code.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        count: of tokens.
+
+    Raises:
+        SenriError: it has fewer.
+    """
+    ids = _encode(tokenizer, "".join(open_document(PYTHON_REFERENCE).pieces()))
+    if len(ids) < count:
+        raise SenriError(f"the Python language reference has {len(ids)} tokens, but {count} are needed: ask for less.")
+    return ids[:count]
+
+
+def beginning_tokens(tokenizer: Any, corpus: Corpus, count: int, each: int) -> list[int]:
+    """Return the beginnings of documents, the end-of-text token between them: title pages, tables of contents, verses.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        corpus: the documents.
+        count: of tokens; where the corpus has fewer, what there is, again.
+        each: most tokens of a document.
+    """
+    ids: list[int] = []
+    for _, pieces in corpus.texts():
+        text = ""
+        for piece in pieces:
+            text += piece
+            if len(text) >= each * _CHARACTERS_PER_TOKEN:
+                break
+        ids += [*_encode(tokenizer, text[: each * _CHARACTERS_PER_TOKEN])[:each], end_of_text(tokenizer)]
+        if len(ids) >= count:
+            break
+    return (ids * (count // len(ids) + 1))[:count]
 
 
 def noise_tokens(

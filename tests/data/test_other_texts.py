@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from senri.data.code_and_noise import code_tokens, noise_tokens
+from senri.data.other_texts import code_tokens, noise_tokens
 from senri.errors import SenriError
 
 
