@@ -12,10 +12,14 @@ from senri.memory.base import LayerState
 from senri.memory.calibration import whitening_matrix
 from senri.memory.canonical import canonical_maps
 from senri.memory.config import MemoryConfig
+from senri.memory.discriminant import discriminant_map
 from senri.memory.short_convolution import ShortConvolution, shift_tokens
 
 _VALUE_SCALE = 0.5
 """Standard deviation of the values' entries at the start, given whitened hidden states."""
+
+_VALUE_SIZE = 0.8
+"""Root mean square of values at a start that looks at tokens."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,25 @@ class MemoryInputs(nn.Module):
         keys, queries = (turn @ part for part in canonical_maps(covariance))
         start_projection(self.k_proj, keys, mean[:size])
         start_projection(self.q_proj, repeat_heads(queries, self.key_dim, self.num_heads), mean[size:])
+
+    @torch.no_grad()
+    def initialise_values(self, states: Tensor, tokens: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start own values so that they say which token they are of, and little of what stands around it.
+
+        A layer's states are about what comes next more than about the token itself: of two digits in one number, they
+        are more alike than those of one digit in two numbers. `discriminant_map` turns that round.
+
+        Args:
+            states: of many tokens of text, `[tokens, hidden_size]`.
+            tokens: which each is, `[tokens]`.
+            generator: of the random turn that lets all heads share the telling directions (CPU).
+        """
+        found = discriminant_map(states, tokens)[: self.num_key_value_heads * self.value_dim]
+        turn = orthogonal_map(self.num_key_value_heads * self.value_dim, len(found), generator)
+        mean = states.double().mean(0).cpu()
+        values = turn @ found
+        size = ((states.double().cpu() - mean) @ values.T).square().mean().sqrt()
+        start_projection(self.v_proj, values * (_VALUE_SIZE / size), mean)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
         """Return the state before the first token; empty where there is neither shift nor convolution."""

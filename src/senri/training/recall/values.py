@@ -170,9 +170,9 @@ class ValueDecoding(Objective):
         Values are those of states less the mean state, all through the stage: a mean that all values share is what a
         delta rule erases at one token and adds at the next one, and makes reads as large where nothing was found.
 
-        Queries and keys: a token's state in a question finds its state in the text (`initialise_from_pairs`). Output
-        projection: a value points to its token's row of the language-model head, as the last norm weighs it, less the
-        mean row (least squares).
+        Values: what in a state tells which token it is of (`initialise_values`). Queries and keys: a token's state in a
+        question finds its state in the text (`initialise_from_pairs`). Output projection: a value points to its token's
+        row of the language-model head, as the last norm weighs it, less the mean row (least squares).
 
         Args:
             batches: stretches of text.
@@ -181,12 +181,13 @@ class ValueDecoding(Objective):
         """
         mixer = self._mixer
         text = [self._in_text(batch["ids"]) for batch in batches]
-        moments_of_text = RunningMoments()
-        for states in text:
-            moments_of_text.update(self._layer.input_layernorm(states).flatten(0, 1))
-        self.mean = moments_of_text.mean.to(self.mean)
+        inputs = torch.cat([self._layer.input_layernorm(states).flatten(0, 1).float() for states in text])
+        self.mean = inputs.mean(0)
         if bool(mixer.memory_o_proj.weight.any()):
             return
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.cat([batch["ids"][:, self.context :].flatten() for batch in batches])
+        mixer.memory.inputs.initialise_values(inputs, tokens, generator)
         rows = self.model.lm_head.weight.float()
         rows = (rows - rows.mean(0)) * cast(Tensor, self.model.model.norm.weight).float()
         size = mixer.memory_o_proj.in_features
@@ -202,7 +203,6 @@ class ValueDecoding(Objective):
             moments += (features.T @ rows[targets.flatten()]).cpu()
             power += float(states.float().square().mean()) * len(features)
             count += len(features)
-        generator = torch.Generator().manual_seed(seed)
         mixer.memory.inputs.initialise_from_pairs(pairs.mean, pairs.covariance, generator)
         weight = torch.linalg.solve(gram + config.ridge * gram.diagonal().mean() * torch.eye(size), moments).T
         mean_square = float(((weight @ gram) * weight).sum()) / (count * len(weight))
