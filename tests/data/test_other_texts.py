@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from senri.data.other_texts import code_tokens, noise_tokens
+from senri.data.other_texts import code_tokens, contents_tokens, noise_tokens, reference_tokens
 from senri.errors import SenriError
 
 
@@ -41,3 +41,23 @@ def test_code_is_of_the_standard_library() -> None:
     assert code_tokens(characters, 0, random.Random(0)) == []
     with pytest.raises(SenriError, match="ask for less"):
         code_tokens(characters, 10**9, random.Random(0))
+
+
+def test_tables_of_contents_count_up() -> None:
+    table = said(contents_tokens(characters, TEXT, 4000, random.Random(0), entries=12))
+    assert len(table) == 4000 and table == said(contents_tokens(characters, TEXT, 4000, random.Random(0), entries=12))
+    tables = [part for part in table.split("\n\n") if part[-1:].isdigit()][:-1]
+    assert len(tables) > 3
+    for part in tables:
+        pages = [int(line.rstrip().rsplit(" ", 1)[-1].rsplit(".", 1)[-1]) for line in part.split("\n")]
+        assert pages == sorted(pages) and len(pages) <= 12
+    assert {"XII", "IX", "IV"} <= set(table.replace(".", " ").replace("-", " ").split())
+    with pytest.raises(SenriError, match="hardly any"):
+        contents_tokens(characters, "12 34 56", 100, random.Random(0), entries=3)
+
+
+def test_the_reference_is_read_from_its_beginning() -> None:
+    some = said(reference_tokens(characters, 3000))
+    assert len(some) == 3000 and some[:500] == said(reference_tokens(characters, 500)) and "\n" in some
+    with pytest.raises(SenriError, match="ask for less"):
+        reference_tokens(characters, 10**9)

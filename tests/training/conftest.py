@@ -157,7 +157,7 @@ SMALL = {
     **{"neighbourhood": 8, "question_context": 4, "text_tokens": 12, "questions": 5, "text_questions": 2},
     **{"noise_characters": 200},
     **{"styles": ["verbatim", "completion", "question"], "noise": 1, "code": 1, "noise_sentences": 1},
-    **{"reference": 1, "beginnings": 1, "beginning_tokens": 60},
+    **{"contents": 1, "contents_entries": 5, "reference": 1, "beginnings": 1, "beginning_tokens": 60},
 }
 LENGTHS = {"first": 60, "longest": 160, "growth": 1.5, "shortest_share": 0.5}
 

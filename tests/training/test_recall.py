@@ -1,6 +1,7 @@
 """The loss recall: answers after a text that was only written, plain text held to the memory-less model."""
 
 import copy
+import re
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -122,13 +123,13 @@ def test_rows_begin_with_other_texts(recipe_file: Path, bytes_tokenizer: Any) ->
     for noise in texts[:2]:
         assert noise[:30] in noise[30:] and len(noise) == 256
     modules = [path.read_text(errors="replace") for path in Path(sysconfig.get_paths()["stdlib"]).glob("*.py")]
-    code = "".join(texts[2:5])
+    assert re.search(r"[ .]\d+\n", texts[2])
+    code = "".join(texts[3:6])
     assert texts[0] != texts[1] and any(code.startswith(module[:200]) for module in modules if module)
-    assert "\n" in texts[5] and texts[6].count("<eos>") >= 3
-    plain = training_rows(
-        ConfigManager(recall_recipe(recipe_file, noise=0, code=0, reference=0, beginnings=0)).recipe, bytes_tokenizer
-    )
-    assert plain[1] != identity and [bytes_tokenizer.decode(row) for row in plain[0].tokens] == texts[7:]
+    assert "\n" in texts[6] and texts[7].count("<eos>") >= 3
+    none = dict.fromkeys(("noise", "contents", "code", "reference", "beginnings"), 0)
+    plain = training_rows(ConfigManager(recall_recipe(recipe_file, **none)).recipe, bytes_tokenizer)
+    assert plain[1] != identity and [bytes_tokenizer.decode(row) for row in plain[0].tokens] == texts[8:]
     assert training_rows(recipe, bytes_tokenizer)[1] == identity
 
 

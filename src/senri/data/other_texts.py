@@ -12,6 +12,9 @@ from senri.data.documents import PYTHON_REFERENCE, open_document
 from senri.errors import SenriError
 
 _CHARACTERS_PER_TOKEN = 8  # more than any tokenizer needs for prose
+_TITLE_WORDS = 6
+_ROMAN = ((100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
+_WORD = re.compile(r"[A-Za-z]{2,}")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -75,6 +78,60 @@ def beginning_tokens(tokenizer: Any, corpus: Corpus, count: int, each: int) -> l
         if len(ids) >= count:
             break
     return (ids * (count // len(ids) + 1))[:count]
+
+
+def contents_tokens(tokenizer: Any, text: str, count: int, rng: random.Random, *, entries: int) -> list[int]:
+    """Return tokens of tables of contents: titles, what fills the line, page numbers.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        text: where the words of titles come from.
+        count: of tokens.
+        rng: decides everything.
+        entries: most lines of a table.
+
+    Raises:
+        SenriError: the text has no words.
+    """
+    words = _WORD.findall(text)
+    if len(words) < _TITLE_WORDS:
+        raise SenriError("tables of contents take their words from the text, but it has hardly any: give more text.")
+    ids: list[int] = []
+    while len(ids) < count:
+        ids += _encode(tokenizer, _contents(words, rng, rng.randint(2, entries)))
+    return ids[:count]
+
+
+def _contents(words: list[str], rng: random.Random, entries: int) -> str:
+    """Return a table of contents; each has its own width, filling and way to count."""
+    width, fill, page = rng.randint(40, 72), rng.choice((" ", " ", ".", " .")), rng.randint(1, 30)
+    numbered = rng.choice(("", "{}. ", "CHAPTER {}. ", "{}--"))
+    lines = [rng.choice(("CONTENTS", "Contents.", "LIST OF ILLUSTRATIONS")), ""]
+    for number in range(1, entries + 1):
+        start = rng.randrange(len(words) - _TITLE_WORDS + 1)
+        title = " ".join(words[start : start + rng.randint(1, _TITLE_WORDS)]).title()
+        line = numbered.format(_roman(number)) + title
+        lines.append(line + (fill * width)[: max(width - len(line), 2)] + str(page))
+        page += rng.randint(1, 25)
+    return "\n".join(lines) + "\n\n"
+
+
+def _roman(number: int) -> str:
+    found = ""
+    for value, sign in (
+        (100, "C"),
+        (90, "XC"),
+        (50, "L"),
+        (40, "XL"),
+        (10, "X"),
+        (9, "IX"),
+        (5, "V"),
+        (4, "IV"),
+        (1, "I"),
+    ):
+        found += sign * (number // value)
+        number %= value
+    return found
 
 
 def noise_tokens(

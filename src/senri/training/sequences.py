@@ -10,7 +10,13 @@ from torch import Tensor
 from senri.conversion.sources import default_cache_dir
 from senri.data.blocks import fingerprint, token_blocks
 from senri.data.corpus import Corpus, Split, open_corpus
-from senri.data.other_texts import beginning_tokens, code_tokens, noise_tokens, reference_tokens
+from senri.data.other_texts import (
+    beginning_tokens,
+    code_tokens,
+    contents_tokens,
+    noise_tokens,
+    reference_tokens,
+)
 from senri.data.packing import pack
 from senri.data.pairs import PairTemplates, read_training_sentences
 from senri.errors import SenriError, nearest
@@ -22,8 +28,8 @@ from senri.training.needle_blocks import NeedleMixing, with_needles
 from senri.training.recall.config import HaystackConfig
 from senri.training.rows import TrainingRows, whole_batches
 
-_NOISE_BLOCKS = 8
-"""Blocks of text that sentences of noise are taken from."""
+_SOURCE_BLOCKS = 8
+"""Blocks of text that sentences of noise and words of tables of contents are taken from."""
 
 
 def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
@@ -65,17 +71,20 @@ def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
 
 
 def _other_rows(blocks: Any, tokenizer: Any, recipe: Recipe, config: HaystackConfig) -> list[list[int]]:
-    """Return rows as long as blocks: noise, each of other sentences of the text, code, the Python reference, and
-    beginnings of documents.
+    """Return rows as long as blocks: noise, each of other sentences of the text, tables of contents, code, the Python
+    reference, and beginnings of documents.
     """
     rng = random.Random(f"{recipe.experiment.seed}-other-rows")
     length = len(blocks[0]["input_ids"])
     sentences = {"sentences": config.noise_sentences, "longest": config.noise_characters}
-    rows = []
-    for _ in range(config.noise):
-        some = rng.sample(range(len(blocks)), min(_NOISE_BLOCKS, len(blocks)))
-        text = " ".join(tokenizer.decode(blocks[one]["input_ids"]) for one in some)
-        rows.append(noise_tokens(tokenizer, text, length, rng, **sentences))
+
+    def some_text() -> str:
+        some = rng.sample(range(len(blocks)), min(_SOURCE_BLOCKS, len(blocks)))
+        return " ".join(tokenizer.decode(blocks[one]["input_ids"]) for one in some)
+
+    rows = [noise_tokens(tokenizer, some_text(), length, rng, **sentences) for _ in range(config.noise)]
+    entries = config.contents_entries
+    rows += [contents_tokens(tokenizer, some_text(), length, rng, entries=entries) for _ in range(config.contents)]
     long = code_tokens(tokenizer, config.code * length, rng)
     long += reference_tokens(tokenizer, config.reference * length)
     if config.beginnings:

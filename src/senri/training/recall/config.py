@@ -98,6 +98,8 @@ class HaystackConfig:
         tokens: of the training text, from its beginning, that haystacks are cut from; the frozen layers' states of all
             of them are kept.
         noise: of the parts of `max_length` tokens that haystacks are cut from, so many repeat a few short sentences.
+        contents: so many are tables of contents, made of words of the text and page numbers,
+        contents_entries: with at most so many entries each;
         code: so many are code,
         reference: so many the Python language reference, which is full of lists and tables,
         beginnings: and so many the beginnings of documents: where text looks like facts, as on title pages and in
@@ -129,6 +131,8 @@ class HaystackConfig:
 
     tokens: int
     noise: int
+    contents: int
+    contents_entries: int
     code: int
     reference: int
     beginnings: int
@@ -159,6 +163,7 @@ class HaystackConfig:
     def __post_init__(self) -> None:
         may_be_zero = (
             "noise",
+            "contents",
             "code",
             "reference",
             "beginnings",
