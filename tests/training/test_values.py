@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import yaml
@@ -196,6 +197,7 @@ def test_only_values_are_trained_and_no_key_or_write_matters(model: SenriForCaus
         inputs.k_proj.weight.normal_()
         inputs.q_proj.weight.normal_()
         inputs.beta_proj.bias.fill_(-20.0)
+        model.model.layers[LAYER].self_attn.memory_read.proj.bias.fill_(-20.0)  # as silent as in plain text
     assert torch.equal(objective(**batch)["loss"], loss)
 
 
@@ -218,6 +220,11 @@ def test_the_recipe_says_first_and_finds_then(recipe_file: Path) -> None:
     lines = read_metrics(outcome.folder / "metrics.jsonl")
     assert [line["stage"] for line in lines].count("distill") == 5
     assert outcome.stages[0].tokens == 5 * 3 * 96
+    # What a preset's `trained` takes: all that the run's model knows more than its base.
+    kept = safetensors.torch.load_file(outcome.folder / "memory.safetensors")
+    model = SenriForCausalLM.from_pretrained(outcome.folder / "model")
+    own = {name: p for name, p in model.named_parameters() if ".self_attn.memory" in name}
+    assert kept.keys() == own.keys() and all(torch.equal(kept[name], own[name]) for name in own)
     # One store of the frozen layers' outputs for both.
     assert len([*outcome.folder.glob("stages/*/states.npy")]) == 1
     for word, message in (

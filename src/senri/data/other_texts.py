@@ -9,6 +9,7 @@ from typing import Any
 from senri.data.blocks import end_of_text
 from senri.data.corpus import Corpus
 from senri.data.documents import PYTHON_REFERENCE, open_document
+from senri.data.packing import tokens_of
 from senri.errors import SenriError
 
 _CHARACTERS_PER_TOKEN = 8  # more than any tokenizer needs for prose
@@ -34,7 +35,7 @@ def code_tokens(tokenizer: Any, count: int, rng: random.Random) -> list[int]:
     rng.shuffle(modules)
     ids: list[int] = []
     for module in modules:
-        ids += _encode(tokenizer, module.read_text(encoding="utf-8", errors="replace"))
+        ids += tokens_of(module.read_text(encoding="utf-8", errors="replace"), tokenizer)
         if len(ids) >= count:
             return ids[:count]
     raise SenriError(
@@ -52,7 +53,7 @@ def reference_tokens(tokenizer: Any, count: int) -> list[int]:
     Raises:
         SenriError: it has fewer.
     """
-    ids = _encode(tokenizer, "".join(open_document(PYTHON_REFERENCE).pieces()))
+    ids = tokens_of("".join(open_document(PYTHON_REFERENCE).pieces()), tokenizer)
     if len(ids) < count:
         raise SenriError(f"the Python language reference has {len(ids)} tokens, but {count} are needed: ask for less.")
     return ids[:count]
@@ -74,7 +75,7 @@ def beginning_tokens(tokenizer: Any, corpus: Corpus, count: int, each: int) -> l
             text += piece
             if len(text) >= each * _CHARACTERS_PER_TOKEN:
                 break
-        ids += [*_encode(tokenizer, text[: each * _CHARACTERS_PER_TOKEN])[:each], end_of_text(tokenizer)]
+        ids += [*tokens_of(text[: each * _CHARACTERS_PER_TOKEN], tokenizer)[:each], end_of_text(tokenizer)]
         if len(ids) >= count:
             break
     return (ids * (count // len(ids) + 1))[:count]
@@ -98,7 +99,7 @@ def contents_tokens(tokenizer: Any, text: str, count: int, rng: random.Random, *
         raise SenriError("tables of contents take their words from the text, but it has hardly any: give more text.")
     ids: list[int] = []
     while len(ids) < count:
-        ids += _encode(tokenizer, _contents(words, rng, rng.randint(2, entries)))
+        ids += tokens_of(_contents(words, rng, rng.randint(2, entries)), tokenizer)
     return ids[:count]
 
 
@@ -118,17 +119,7 @@ def _contents(words: list[str], rng: random.Random, entries: int) -> str:
 
 def _roman(number: int) -> str:
     found = ""
-    for value, sign in (
-        (100, "C"),
-        (90, "XC"),
-        (50, "L"),
-        (40, "XL"),
-        (10, "X"),
-        (9, "IX"),
-        (5, "V"),
-        (4, "IV"),
-        (1, "I"),
-    ):
+    for value, sign in _ROMAN:
         found += sign * (number // value)
         number %= value
     return found
@@ -150,17 +141,12 @@ def noise_tokens(
     Raises:
         SenriError: the text has fewer short sentences.
     """
-    short = [one for one in _SENTENCE_END.split(" ".join(text.split()))]
-    short = sorted({one for one in short if len(one.split()) > 1 and len(one) <= longest})
+    every = _SENTENCE_END.split(" ".join(text.split()))
+    short = sorted({one for one in every if len(one.split()) > 1 and len(one) <= longest})
     if len(short) < sentences:
         raise SenriError(
             f"noise is made of {sentences} sentences of at most {longest} characters, but the text has {len(short)}: "
             f"give more text."
         )
-    once = _encode(tokenizer, "".join(f" {one}" for one in rng.sample(short, sentences)))
+    once = tokens_of("".join(f" {one}" for one in rng.sample(short, sentences)), tokenizer)
     return (once * (count // len(once) + 1))[:count]
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids

@@ -19,6 +19,7 @@ from senri.errors import SenriError
 from senri.evaluation.files import make_folder, write_bytes
 from senri.memory.state import fingerprint
 from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.evaluating import evaluating
 
 
 def first_trained_layer(model: SenriForCausalLM) -> int:
@@ -161,21 +162,19 @@ def _memory_map(path: Path, shape: tuple[int, ...], dtype: str, is_kept: bool) -
 @torch.no_grad()
 def lower_states(model: SenriForCausalLM, ids: Tensor, start_layer: int, segment_tokens: int) -> Tensor:
     """Return what enters a layer for `[batch, seq]` token ids: `[batch, seq, hidden]`; dropout is off."""
-    was_training = model.training
-    model.train(False)
     cache = None
     if ids.shape[1] > segment_tokens:
         cache = model.model.adopt(DynamicCache(config=model.config))
-    pieces = [
-        model.model(
-            ids[:, begin : begin + segment_tokens],
-            past_key_values=cache,
-            use_cache=cache is not None,
-            stop_layer=start_layer,
-        ).last_hidden_state
-        for begin in range(0, ids.shape[1], segment_tokens)
-    ]
-    model.train(was_training)
+    with evaluating(model):
+        pieces = [
+            model.model(
+                ids[:, begin : begin + segment_tokens],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                stop_layer=start_layer,
+            ).last_hidden_state
+            for begin in range(0, ids.shape[1], segment_tokens)
+        ]
     return torch.cat(pieces, dim=1)
 
 

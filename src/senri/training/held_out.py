@@ -12,6 +12,7 @@ from senri.evaluation.perplexity import Perplexity, streaming_perplexity
 from senri.evaluation.reader import open_reader
 from senri.models import SenriForCausalLM, Session
 from senri.training.config import HeldOutConfig
+from senri.training.evaluating import evaluating
 
 
 def held_out_perplexity(
@@ -28,10 +29,8 @@ def held_out_perplexity(
         chunk_size: tokens of one forward pass.
         on_progress: told how many more tokens were scored.
     """
-    was_training = model.training
-    model.train(False)
     whole = Perplexity()
-    try:
+    with evaluating(model):
         for ids in documents:
             found = streaming_perplexity(open_reader(model), ids.to(model.device), chunk_size)
             whole.tokens += found.tokens
@@ -39,8 +38,6 @@ def held_out_perplexity(
             whole.seconds += found.seconds
             if on_progress is not None:
                 on_progress(found.tokens)
-    finally:
-        model.train(was_training)
     return whole
 
 

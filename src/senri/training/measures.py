@@ -9,6 +9,7 @@ from torch import Tensor
 from senri.evaluation.files import write_bytes
 from senri.evaluation.processes import process_state
 from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.evaluating import evaluating
 from senri.training.held_out import held_out_perplexity, memory_use
 
 
@@ -32,9 +33,8 @@ class Measures:
             return
         self.perplexities[what] = held_out_perplexity(model, self._documents, self._chunk_size).perplexity
         if memory and isinstance(model, SenriForCausalLM) and model.model.memory_branches():
-            was_training = model.training
-            self.memory[what] = memory_use(model.train(False), self._documents[0], self._chunk_size)
-            model.train(was_training)
+            with evaluating(model):
+                self.memory[what] = memory_use(model, self._documents[0], self._chunk_size)
         if process_state().is_main_process:
             values = {"perplexities": self.perplexities, "memory": self.memory}
             write_bytes(self._path, json.dumps(values, indent=2).encode())

@@ -8,12 +8,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import default_data_collator
 
-from senri.errors import SenriError
 from senri.evaluation.processes import process_state
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Recipe, StageConfig
 from senri.training.recall.batches import FindingBatches, NumberedSamples, RecallBatches
-from senri.training.recall.config import WindowConfig
 from senri.training.recall.haystacks import Haystacks
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
@@ -64,7 +62,7 @@ def stage_data(
     assert training.recall is not None and config.max_steps is not None
     samples = NumberedSamples(config.max_steps * training.batch_size)
     recall = training.recall
-    check_window(recall.window, model)
+    recall.window.check_room(model.config.sliding_window)
     if config.loss == "values":
         kinds = recall.haystacks.kinds
         stretches = Stretches(rows, tokenizer, recall.values, recall.window, kinds, seed)
@@ -92,20 +90,6 @@ def stage_data(
             else RecallBatches(haystacks, recall.window, recall.answering.text_tokens)
         )
     return StageData(samples, batches, 0)
-
-
-def check_window(window: WindowConfig, model: SenriForCausalLM) -> None:
-    """Check that a model's window has room for what stands before a question.
-
-    Raises:
-        SenriError: it has not.
-    """
-    room = model.config.sliding_window
-    if room is not None and window.longest >= room:
-        raise SenriError(
-            f"training.recall.window.longest is {window.longest}, but the model's sliding window has {room} tokens, "
-            f"the question's own among them: make it smaller."
-        )
 
 
 def solve_values(objective: ValueDecoding, stretches: Stretches, recipe: Recipe, config: StageConfig) -> None:

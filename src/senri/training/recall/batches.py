@@ -77,7 +77,6 @@ class RecallBatches:
         haystacks: to draw from, with as many tokens behind them as the longest window and the plain text have.
         window: of what stands between a haystack and its questions.
         text_tokens: of plain text that goes on behind the window.
-        seed: of the windows.
     """
 
     def __init__(self, haystacks: Haystacks, window: WindowConfig, text_tokens: int) -> None:

@@ -85,6 +85,18 @@ class WindowConfig:
                 f"longest not below shortest."
             )
 
+    def check_room(self, sliding_window: int | None) -> None:
+        """Check that a model's window has room for what stands before a question; None is a model without a window.
+
+        Raises:
+            SenriError: it has not.
+        """
+        if sliding_window is not None and self.longest >= sliding_window:
+            raise SenriError(
+                f"training.recall.window.longest is {self.longest}, but the model's sliding window has "
+                f"{sliding_window} tokens, the question's own among them: make it smaller."
+            )
+
     def draw(self, rng: random.Random) -> int:
         """Return a length, in tokens."""
         return round(math.exp(rng.uniform(math.log(self.shortest), math.log(self.longest))))

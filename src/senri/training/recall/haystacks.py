@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from senri.data.facts import FactMaker, ask
+from senri.data.packing import tokens_of
 from senri.errors import SenriError
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.recall.config import HaystackConfig, LengthsConfig
@@ -208,7 +209,7 @@ class Haystacks:
             kinds = kinds[:1]
         group = []
         for fact in FactMaker("train", kinds).make(rng, config.group, same_kind=alike):
-            sentence = self._encode(f" {fact.sentence}")
+            sentence = tokens_of(f" {fact.sentence}", self._tokenizer)
             group.append(len(self._facts))
             self._facts.append(Run((*self._some(config.neighbourhood, rng), *sentence), config.neighbourhood))
             asked = []
@@ -219,8 +220,8 @@ class Haystacks:
                     question, answer, end = f"\n{text}", fact.answer, [self._tokenizer.eos_token_id]
                 else:
                     question, answer, end = *ask(fact, style), []
-                ids = self._encode(answer)
-                tail = [*self._some(config.question_context, rng), *self._encode(question)]
+                ids = tokens_of(answer, self._tokenizer)
+                tail = [*self._some(config.question_context, rng), *tokens_of(question, self._tokenizer)]
                 points = [*aligned(ids, sentence), *(-1 for _ in end)]
                 kind = self.kinds.index(fact.kind)
                 asked.append(self._add([*tail, *ids, *end], config.question_context, len(tail), points, kind))
@@ -236,7 +237,7 @@ class Haystacks:
         passages = []
         for _ in range(config.passages):
             at = place + rng.randrange(config.passage_width - long + 1)
-            tail = self._encode("\n")
+            tail = tokens_of("\n", self._tokenizer)
             answer = len(tail) + config.passage_cue
             points = range(at + config.passage_cue, at + long)
             passages.append(self._add([*tail, *self._ids(at, long)], 0, answer, points, len(self.kinds) - 1))
@@ -257,10 +258,6 @@ class Haystacks:
 
     def _ids(self, start: int, count: int) -> list[int]:
         ids: list[int] = self.rows.stretch(start, count).tolist()
-        return ids
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
 

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from senri.memory.state import fingerprint
 from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.evaluating import evaluating
 from senri.training.frozen_base import check_finite, lower_fingerprint, lower_states, open_kept
 
 
@@ -120,11 +121,8 @@ class KeptRuns:
 
     def _say(self, states: Tensor, ids: Tensor) -> Tensor:
         """Return the log-probability of each token, `[batch, seq]`, float32."""
-        was_training = self._model.training
-        self._model.train(False)
-        with self._model.memory_disabled():
+        with evaluating(self._model), self._model.memory_disabled():
             hidden = self._model.model(inputs_embeds=states, start_layer=self._start_layer, use_cache=False)
-        self._model.train(was_training)
         said = torch.zeros(ids.shape, device=ids.device)
         for row, own in enumerate(hidden.last_hidden_state):  # all logits at once would take much room
             logits = self._model.lm_head(own[:-1]).float()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from senri.data.facts import FactMaker
+from senri.data.packing import tokens_of
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
 from senri.memory.calibration import RunningMoments
@@ -81,7 +82,7 @@ class Stretches:
         while len(facts) < config.tokens:
             kind = rng.choices(self._kinds, self._weights)
             sentence = FactMaker("train", kind).make(rng, 1)[0].sentence
-            facts += self._tokenizer(f" {sentence}", add_special_tokens=False)["input_ids"]
+            facts += tokens_of(f" {sentence}", self._tokenizer)
         return torch.cat([self._some(config.context, rng), torch.tensor(facts[: config.tokens])])
 
     def _some(self, count: int, rng: random.Random) -> Tensor:
@@ -127,9 +128,9 @@ class ValueDecoding(Objective):
         self._centre_values()
         asking, read = self._asking(ids, window)
         heard = self._heard(self._in_text(ids))
-        handle = self._mixer.memory_o_proj.register_forward_pre_hook(lambda _module, _args: (heard,))
         cache = read.upper()
         cache.batch_repeat_interleave(len(asking))
+        handle = self._mixer.memory_o_proj.register_forward_pre_hook(lambda _module, _args: (heard,))
         run = {"start_layer": self.start_layer, "past_key_values": cache, "use_cache": True}
         try:
             hidden = self.model.model(

@@ -4,8 +4,7 @@ In use, a question comes behind hundreds of other tokens, which every layer atte
 questions behind nothing is heard there less, and disturbs more. So questions are trained behind a window too.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from senri.mixers.cache_senri import peek_cache
 from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.evaluating import evaluating
 
 
 class Window:
@@ -34,7 +34,7 @@ class Window:
         self._begin, self._length = model.config.sliding_window or 0, ids.shape[1]
         self._lower = self._fresh()
         run = {"position_ids": self.positions, "past_key_values": self._lower, "use_cache": True}
-        with _not_training(model):
+        with evaluating(model):
             own = model.model(ids, **run, stop_layer=start_layer).last_hidden_state
         self._states = own if states is None else states
 
@@ -54,7 +54,7 @@ class Window:
         cache = peek_cache(self._lower)
         cache.batch_repeat_interleave(len(ids))
         run = {"past_key_values": cache, "use_cache": True, "stop_layer": self._start_layer}
-        with _not_training(self._model):
+        with evaluating(self._model):
             states: Tensor = self._model.model(ids, position_ids=self.positions_behind(*ids.shape), **run)[0]
         return states
 
@@ -67,19 +67,9 @@ class Window:
         """
         cache = self._fresh() if memories is None else peek_cache(memories)
         run = {"start_layer": self._start_layer, "past_key_values": cache, "use_cache": True}
-        with _not_training(self._model), self._model.memory_disabled() if memories is None else nullcontext():
+        with evaluating(self._model), self._model.memory_disabled() if memories is None else nullcontext():
             self._model.model(inputs_embeds=self._states, position_ids=self.positions, **run)
         return cache
 
     def _fresh(self) -> Any:
         return self._model.model.adopt(DynamicCache(config=self._model.config))
-
-
-@contextmanager
-def _not_training(model: SenriForCausalLM) -> Iterator[None]:
-    was_training = model.training
-    model.train(False)
-    try:
-        yield
-    finally:
-        model.train(was_training)
