@@ -52,3 +52,10 @@ def test_a_class_of_one_says_nothing_about_differences_within() -> None:
     alone = torch.randn(10, 4, dtype=torch.float64) * 100
     found = discriminant_map(torch.cat([vectors, alone]), torch.cat([labels, 100 + torch.arange(10)]))
     assert found.isfinite().all()
+
+
+def test_means_that_differ_by_chance_say_nothing() -> None:
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.randn(20_000, 4, generator=generator, dtype=torch.float64)
+    mapped = vectors @ discriminant_map(vectors, torch.arange(20_000) // 2).T  # pairs of no kinship
+    assert mapped.square().mean() < 0.05

@@ -18,6 +18,7 @@ from senri.training.callbacks import read_metrics
 from senri.training.recall.batches import RecallBatches
 from senri.training.recall.config import LengthsConfig
 from senri.training.recall.objective import Recall
+from senri.training.recall.window import Window
 from senri.training.rows import TrainingRows
 from senri.training.sequences import training_rows
 
@@ -113,6 +114,12 @@ def test_a_text_ends_with_the_window_and_plain_text_goes_on(
         assert batches.kinds[-1] not in {batches.kinds[kind] for kind in batch["kinds"].tolist()}
         assert (batch["questions"][:, 0] == int(bytes_tokenizer("\n")["input_ids"][0])).all()
     assert windows <= {*range(2, 8)} and len(windows) > 3
+
+
+def test_a_window_stands_where_attention_sinks_stand_in_for_the_first_token(recall_model: SenriForCausalLM) -> None:
+    read = Window(recall_model, torch.tensor([[1, 2, 3]]), RECALL_LAYER)
+    assert read.positions.tolist() == [[8, 9, 10]]  # as behind a text that has left the window of 8
+    assert read.positions_behind(2, 2).tolist() == [[11, 12]] * 2
 
 
 def test_rows_begin_with_other_texts(recipe_file: Path, bytes_tokenizer: Any) -> None:
