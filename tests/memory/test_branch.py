@@ -21,6 +21,12 @@ KINDS = {
         "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
         "token_shift": True, "short_convolution": 4, "learned_write_strength": True, "write_strength": 0.4,
     },
+    "gated_keys": {
+        "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
+        "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
+        "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3, 0.3], "convolution_mean": 0.4,
+        "convolution_gates": True,
+    },
     "gated": {"rule": "gated_delta", "projections": "own", "learned_write_strength": True, "write_strength": 0.5},
     "batch": {"scope": "batch", "segment_length": 4, "token_shift": True, "order": "update_then_retrieve"},
 }  # fmt: skip
@@ -30,7 +36,7 @@ def build(kind, seed=0):
     torch.manual_seed(seed)
     branch = MemoryBranch(MemoryConfig(**KINDS[kind]), HIDDEN, 4, 2, 4, 4)
     for name, parameter in branch.named_parameters():
-        if "proj.weight" in name or name.endswith("conv_k.weight") or name.endswith("conv_q.weight"):
+        if "proj.weight" in name or ".conv_" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     return branch.double()
 
@@ -156,6 +162,44 @@ def test_shares_of_every_heads_channels_start_with_other_delays():
     for first, delay in ((0, 1), (4, 2), (6, 3), (8, 1), (12, 2), (14, 3)):
         channels = slice(first, first + (4 if delay == 1 else 2))
         assert torch.equal(out[..., channels], F.pad(x, (0, 0, delay, 0))[:, :9, channels])
+
+
+def test_a_last_share_of_the_channels_starts_as_a_mean_that_decays():
+    for delay in (0, 1):
+        convolution = ShortConvolution(16, 5, delay, shares=(1.0, 1.0), heads=2, mean=2.0, mean_decay=0.5)
+        x = torch.randn(2, 9, 16)
+        out, _ = convolution(x, torch.zeros(2, 4, 16))
+        taps = torch.tensor([0.5**age for age in range(5 - delay)])
+        taps = taps / taps.norm()
+        for first in (0, 8):
+            assert torch.equal(out[..., first : first + 2], F.pad(x, (0, 0, delay, 0))[:, :9, first : first + 2])
+            for t in range(9):
+                wanted = sum(
+                    taps[age] * x[:, t - delay - age, first + 4 : first + 8]
+                    for age in range(len(taps))
+                    if t - delay - age >= 0
+                )
+                if t >= delay:
+                    torch.testing.assert_close(out[:, t, first + 4 : first + 8], wanted)
+
+
+def test_gates_weigh_shares_and_tokens_and_start_at_one():
+    sizes = {"delay": 1, "shares": (1.0, 1.0), "heads": 2, "mean": 2.0, "mean_decay": 0.5}
+    plain, gated = ShortConvolution(16, 5, **sizes), ShortConvolution(16, 5, gated_by=3, **sizes)
+    x, hidden, past = torch.randn(2, 9, 16), torch.randn(2, 9, 3), torch.randn(2, 4, 16)
+    assert torch.equal(gated(x, past, None, hidden)[0], plain(x, past)[0])
+    torch.nn.init.normal_(gated.gates.weight)
+    out, new_past = gated(x, past, None, hidden)
+    gates = 2 * gated.gates(hidden).sigmoid()  # of each head: both delays, the mean, and how much a token counts in it
+    salient = x.clone()
+    for head in range(2):
+        salient[..., 8 * head + 4 : 8 * head + 8] *= gates[..., 4 * head + 3, None]
+    wanted, _ = plain(salient, past)
+    for head, first in ((0, 0), (1, 8)):
+        for share, (begin, end) in enumerate(((0, 2), (2, 4), (4, 8))):
+            wanted[..., first + begin : first + end] *= gates[..., 4 * head + share, None]
+    torch.testing.assert_close(out, wanted)
+    assert torch.equal(new_past, salient[:, -4:])
 
 
 def test_writing_alone_keeps_the_last_queries():

@@ -29,6 +29,10 @@ def test_round_trip():
         ({"short_convolution": -1}, r"short_convolution is -1"),
         ({"convolution_delays": []}, r"convolution_delays is \[\]"),
         ({"convolution_delays": [1.0, -0.5]}, r"one is above 0"),
+        ({"convolution_mean": -0.1}, r"convolution_mean is -0.1"),
+        ({"convolution_gates": True}, r"belong to a convolution: set memory.short_convolution"),
+        ({"convolution_mean": 0.5}, r"belong to a convolution: set memory.short_convolution"),
+        ({"convolution_mean_decay": 0.0}, r"convolution_mean_decay is 0.0"),
         ({"convolution_delays": 1.0}, r"convolution_delays is 1.0 \(float\), but it must be a list"),
         ({"convolution_delays": [0.5, 0.5]}, r"has no room for such delays"),
         (

@@ -32,7 +32,7 @@ def model(recall_model: SenriForCausalLM) -> SenriForCausalLM:
 
 
 def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
-    return Finding(model, RECALL_LAYER, 8.0, batches.kinds)
+    return Finding(model, RECALL_LAYER, 8.0, batches.kinds, first_share=0.4)
 
 
 def test_kept_runs_are_what_the_layers_give(model: SenriForCausalLM, tmp_path: Path) -> None:
@@ -143,8 +143,11 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
         read = branch(torch.cat([text, tail], dim=1), branch.init_state(1))[0].transpose(1, 2)[:, text.shape[1] :]
         places = (targets >= 0).nonzero()[:, 0].tolist()
         is_text = int(batch["kinds"][row]) < 0
-        pointed, mixed = [], []
-        for place in places:
+        pointed, mixed, found = [], [], 0.0
+        for order, place in enumerate(places):
+            count = len(places)
+            is_even = is_text or count == 1
+            weight = 1 / count if is_even else 0.4 if order == 0 else 0.6 / (count - 1)
             one = read[0, place].flatten()
             shares = torch.stack([F.cosine_similarity(one, value, dim=0) for value in values]).mul(sharpness).softmax(0)
             right = [
@@ -157,12 +160,13 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             strength = strength.mean().sigmoid()
             alone = batch["said"][row, place].exp()
             if right and not is_text:
-                pointed.append(-share.log())
+                pointed.append(-weight * share.log())
+                found += weight
             if right or is_text:
-                mixed.append(-(strength * share + (1 - strength) * alone).log())
+                mixed.append(-weight * (strength * share + (1 - strength) * alone).log())
         if pointed:
-            finding.append((torch.stack(pointed).sum() / len(places), len(pointed) / len(places)))
-        mixtures.append(torch.stack(mixed).sum() / len(places) if mixed else targets.new_tensor(0.0))
+            finding.append((torch.stack(pointed).sum(), found))
+        mixtures.append(torch.stack(mixed).sum() if mixed else targets.new_tensor(0.0))
         asked_rows += 1
     return sum(loss for loss, _ in finding) / sum(share for _, share in finding) + sum(mixtures) / asked_rows
 
@@ -232,9 +236,9 @@ def test_what_does_not_fit_is_refused(
     haystacks: Any, bytes_tokenizer: Any, recall_rows: TrainingRows, tmp_path: Path
 ) -> None:
     with pytest.raises(SenriError, match="another kind in its layers"):
-        Finding(tiny_model("gate", (2,)), 2, 8.0, ())
+        Finding(tiny_model("gate", (2,)), 2, 8.0, (), 0.5)
     with pytest.raises(SenriError, match="learned_read_strength to true"):
-        Finding(tiny_model("add", (2,)), 2, 8.0, ())
+        Finding(tiny_model("add", (2,)), 2, 8.0, (), 0.5)
     with pytest.raises(SenriError, match="no chat template"):
         haystacks(styles=["chat"])
     with pytest.raises(SenriError, match="too few for a text of"):

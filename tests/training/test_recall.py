@@ -27,7 +27,7 @@ from .test_language_modelling import assert_same, gradients
 
 
 def objective(model: SenriForCausalLM, batches: RecallBatches) -> Recall:
-    return Recall(model, 16, "full", False, RECALL_LAYER, kinds=batches.kinds, kl_weight=0.5)
+    return Recall(model, 16, "full", False, RECALL_LAYER, kinds=batches.kinds, first_share=0.4, kl_weight=0.5)
 
 
 def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -63,7 +63,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor]) -> torch.
         with torch.no_grad():
             lower = model.model(ids, position_ids=positions, stop_layer=RECALL_LAYER, use_cache=True)
         said, here = run(lower.last_hidden_state[:, near:], read()), targets >= 0
-        answers.append(F.nll_loss(said[here], targets[here]))
+        begun, *others = F.nll_loss(said[here], targets[here], reduction="none")
+        answers.append(0.4 * begun + 0.6 * sum(others) / len(others) if others else begun)
     with torch.no_grad(), model.memory_disabled():
         alone = run(batch["going_on"], None)
     mine = run(batch["going_on"], read())
@@ -173,6 +174,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ("training.recall.haystacks.hidden=[0]", "numbers from 1 on"),
         ("training.recall.haystacks.styles=[]", "styles is empty"),
         ("training.recall.haystacks.alike_share=2", "0 to 1"),
+        ("training.recall.haystacks.first_share=1", r"first_share is 1(\.0)?, but it must be in \(0, 1\)"),
         ("training.recall.haystacks.passage_width=9", "a passage has 16 tokens"),
         ("training.recall.finding.lengths.longest=10", "less than first"),
         ("training.recall.finding.lengths.growth=0.9", "growth is 0.9"),

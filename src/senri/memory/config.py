@@ -50,6 +50,11 @@ class MemoryConfig:
         short_convolution: kernel size of a causal depthwise convolution on queries and keys; 0 for none.
         convolution_delays: shares of each head's channels that this convolution first delays by 0, 1, 2, ... tokens
             (keys one more with `token_shift`); with several shares a key holds the states of several tokens.
+        convolution_mean: share of each head's channels, beside these, that starts as a mean of the last
+            `short_convolution` tokens: what a sentence is about.
+        convolution_mean_decay: factor of a token's weight in this mean from each token to the next, in (0, 1].
+        convolution_gates: how much each share counts in a query or key, and each token in the mean, comes from the
+            hidden state; all count 1 at the start.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
@@ -85,6 +90,9 @@ class MemoryConfig:
     token_shift: bool = False
     short_convolution: int = 0
     convolution_delays: list[float] = field(default_factory=lambda: [1.0])
+    convolution_mean: float = 0.0
+    convolution_mean_decay: float = 0.92
+    convolution_gates: bool = False
     learned_write_strength: bool = False
     write_strength: float = 1.0
     learned_read_strength: bool = False
@@ -119,7 +127,14 @@ class MemoryConfig:
                 f"memory.convolution_delays has {len(shares)} shares, but memory.short_convolution "
                 f"{self.short_convolution} has no room for such delays: raise it, or name fewer."
             )
-        for name in ("write_strength", "decay", "clean_energy"):
+        if self.convolution_mean < 0:
+            raise SenriError(f"memory.convolution_mean is {self.convolution_mean}, but it must be 0 or above.")
+        if (self.convolution_mean or self.convolution_gates) and not self.short_convolution:
+            raise SenriError(
+                "memory.convolution_mean and memory.convolution_gates belong to a convolution: set "
+                "memory.short_convolution."
+            )
+        for name in ("write_strength", "decay", "clean_energy", "convolution_mean_decay"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be above 0 and at most 1.")
         if self.learned_write_strength and self.write_strength == 1.0:

@@ -13,7 +13,7 @@ from senri.memory.calibration import whitening_matrix
 from senri.memory.canonical import canonical_maps
 from senri.memory.config import MemoryConfig
 from senri.memory.discriminant import discriminant_map
-from senri.memory.short_convolution import ShortConvolution, shift_tokens
+from senri.memory.short_convolution import key_convolution, shift_tokens
 
 _VALUE_SCALE = 0.5
 """Standard deviation of the values' entries at the start, given whitened hidden states."""
@@ -69,10 +69,8 @@ class MemoryInputs(nn.Module):
         if config.rule == "gated_delta":
             self.decay_proj = nn.Linear(hidden_size, num_key_value_heads)
         if config.short_convolution:
-            kernel, delay = config.short_convolution, int(config.token_shift)
-            shares = config.convolution_delays
-            self.conv_q = ShortConvolution(num_heads * key_dim, kernel, 0, shares, num_heads)
-            self.conv_k = ShortConvolution(num_key_value_heads * key_dim, kernel, delay, shares, num_key_value_heads)
+            self.conv_q = key_convolution(config, hidden_size, num_heads, key_dim, 0)
+            self.conv_k = key_convolution(config, hidden_size, num_key_value_heads, key_dim, int(config.token_shift))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -204,8 +202,8 @@ class MemoryInputs(nn.Module):
         new: LayerState = {}
         if self.config.short_convolution:
             if q is not None:
-                q, new["conv_q"] = _channels_last(self.conv_q, q, state["conv_q"], mask)
-            k, new["conv_k"] = _channels_last(self.conv_k, k, state["conv_k"], mask)
+                q, new["conv_q"] = _channels_last(self.conv_q, q, state["conv_q"], mask, asking)
+            k, new["conv_k"] = _channels_last(self.conv_k, k, state["conv_k"], mask, hidden_states)
         elif self.config.token_shift:
             k, new["conv_k"] = _channels_last(shift_tokens, k, state["conv_k"], mask)
         beta = None
@@ -260,13 +258,14 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _channels_last(
-    function: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
+    function: Callable[..., tuple[Tensor, Tensor]],
     x: Tensor,
     past: Tensor,
     mask: Tensor | None,
+    *more: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run a function of `[batch, seq, channels]` on `[batch, heads, seq, dim]`."""
-    out, past = function(x.transpose(1, 2).flatten(2), past.expand(x.shape[0], -1, -1), mask)
+    out, past = function(x.transpose(1, 2).flatten(2), past.expand(x.shape[0], -1, -1), mask, *more)
     return split_heads(out, x.shape[1]), past
 
 

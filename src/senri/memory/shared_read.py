@@ -14,7 +14,7 @@ from senri.memory.base import LayerState, Memory
 from senri.memory.calibration import whitening_matrix
 from senri.memory.config import MemoryConfig
 from senri.memory.inputs import MemoryTokens, orthogonal_map, repeat_heads, split_heads, start_projection
-from senri.memory.short_convolution import ShortConvolution
+from senri.memory.short_convolution import key_convolution
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ class QueryInputs(nn.Module):
         self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
         self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
         if config.short_convolution:
-            self.conv_q = ShortConvolution(
-                num_heads * key_dim, config.short_convolution, 0, config.convolution_delays, num_heads
-            )
+            self.conv_q = key_convolution(config, hidden_size, num_heads, key_dim, 0)
 
     def reset_parameters(self) -> None:
         """Set every parameter to its start."""
@@ -98,7 +96,7 @@ class QueryInputs(nn.Module):
         q = self.q_proj(hidden_states)
         if not self.config.short_convolution:
             return split_heads(q, self.num_heads), {}
-        q, past = self.conv_q(q, state["conv_q"].expand(q.shape[0], -1, -1), mask)
+        q, past = self.conv_q(q, state["conv_q"].expand(q.shape[0], -1, -1), mask, hidden_states)
         return split_heads(q, self.num_heads), {"conv_q": past}
 
 

@@ -1,18 +1,24 @@
 """Causal depthwise short convolution on queries or keys, with its past in the state so that chunk cuts never show."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from senri.memory.config import MemoryConfig
 
 
 class ShortConvolution(nn.Module):
     """Mix every channel with its own `kernel_size - 1` predecessors: y_t = sum_j weight[j] x_(t - kernel_size + 1 + j).
 
     `weight` is `[channels, kernel_size]`, the last tap is the token itself. It starts as a pure delay of `delay` tokens
-    (0: the identity), or of more in some channels.
+    (0: the identity), or of more in some channels; in a last share of them as a mean of all its tokens that decays.
+
+    With gates every share of the channels counts as much, at each token, as a linear map of the hidden state says: the
+    first token of an answer is found by what a sentence is about, the next ones by those before them. Another one says
+    how much a token counts in the mean, as the words that tell sentences apart should. All are 1 at the start.
 
     Args:
         channels: of all heads.
@@ -20,36 +26,80 @@ class ShortConvolution(nn.Module):
         delay: of the first channels of every head, in tokens.
         shares: of the channels of every head that are delayed by 0, 1, 2, ... further tokens.
         heads: how many heads the channels belong to.
+        mean: share of the channels, beside those, that start as a mean.
+        mean_decay: factor of a token's weight in it from each token to the next.
+        gated_by: size of the hidden states that gates come from; None for no gates.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, delay: int = 0, shares: Sequence[float] = (1.0,), heads: int = 1
+        self,
+        channels: int,
+        kernel_size: int,
+        delay: int = 0,
+        shares: Sequence[float] = (1.0,),
+        heads: int = 1,
+        mean: float = 0.0,
+        mean_decay: float = 1.0,
+        gated_by: int | None = None,
     ) -> None:
         super().__init__()
-        size = channels // heads
-        ends = [round(size * share / sum(shares)) for share in accumulate(shares)]
-        of_head = [delay + sum(channel >= end for end in ends) for channel in range(size)]
-        self.delays = tuple(of_head * heads)
+        size, all_shares = channels // heads, [*shares, *([mean] if mean else [])]
+        ends = [round(size * share / sum(all_shares)) for share in accumulate(all_shares)]
+        self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
+        self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
+        if gated_by is not None:
+            self.gates = nn.Linear(gated_by, heads * (len(self.sizes) + self.has_mean))
+        self.is_gated = gated_by is not None
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set the weight to pure delays."""
+        """Set the weight to pure delays and the mean, the gates to 1."""
         self.weight.zero_()
-        self.weight[torch.arange(len(self.delays)), [-1 - delay for delay in self.delays]] = 1.0
+        by_share = self.weight.unflatten(0, (self.heads, -1)).split(self.sizes, dim=1)
+        delays = len(self.sizes) - self.has_mean
+        for further, weight in enumerate(by_share[:delays]):
+            weight[..., -1 - self.delay - further] = 1.0
+        if self.has_mean:
+            age = torch.arange(self.weight.shape[1] - 1, -1, -1, device=self.weight.device) - self.delay
+            taps = torch.where(age >= 0, self.mean_decay ** age.clamp(min=0), 0.0)
+            by_share[-1].copy_(taps / taps.norm())  # of whitened channels: as large as a delayed one
+        if self.is_gated:
+            nn.init.zeros_(self.gates.weight)
+            nn.init.zeros_(self.gates.bias)
 
-    def forward(self, x: Tensor, past: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, past: Tensor, mask: Tensor | None = None, hidden_states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Convolve.
 
         Args:
             x: `[batch, seq, channels]`.
             past: the inputs before x, `[batch, kernel_size - 1, channels]`, zeros at the start.
             mask: `[batch, seq]`, False for tokens that are not there.
+            hidden_states: `[batch, seq, hidden]`, what gates come from.
 
         Returns:
             The output in x's dtype (zeros at padding) and the new past in the past's dtype.
         """
+        if not self.is_gated:
+            return self._convolve(x, past, mask)
+        assert hidden_states is not None
+        gates = 2 * _sigmoid(self.gates(hidden_states)).to(x.dtype).unflatten(-1, (self.heads, -1))
+        if self.has_mean:
+            before = torch.ones_like(gates[..., 1:])
+            before[..., -1] = gates[..., -1]
+            x, gates = x * self._by_channel(before), gates[..., :-1]
+        out, new_past = self._convolve(x, past, mask)
+        return out * self._by_channel(gates), new_past
+
+    def _by_channel(self, gates: Tensor) -> Tensor:
+        """Give every channel its share's gate: `[batch, seq, heads, shares]` to `[batch, seq, channels]`."""
+        sizes = torch.tensor(self.sizes, device=gates.device)
+        return gates.repeat_interleave(sizes, dim=-1).flatten(2)
+
+    def _convolve(self, x: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         weight = self.weight.to(past.dtype).unsqueeze(1)
 
         def mix(inputs: Tensor) -> Tensor:
@@ -59,6 +109,20 @@ class ShortConvolution(nn.Module):
                 return F.conv1d(inputs.transpose(1, 2), weight, groups=len(weight)).transpose(1, 2)
 
         return over_real_tokens(x, past, mask, mix)
+
+
+def key_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int, delay: int) -> ShortConvolution:
+    """Return the convolution of queries (no delay) or keys (one token, if they are shifted)."""
+    return ShortConvolution(
+        heads * key_dim,
+        config.short_convolution,
+        delay,
+        config.convolution_delays,
+        heads,
+        config.convolution_mean,
+        config.convolution_mean_decay,
+        hidden_size if config.convolution_gates else None,
+    )
 
 
 def shift_tokens(x: Tensor, past: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -85,6 +149,11 @@ def over_real_tokens(
     out = torch.where(mask.unsqueeze(-1), _rows(function(inputs), rank), 0.0)
     last = mask.sum(dim=1, keepdim=True) + torch.arange(length, device=x.device)
     return out.to(x.dtype), _rows(inputs, last)
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """At least in float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

@@ -192,14 +192,16 @@ class Stage:
             return ValueDecoding(model, start_layer, values.context, values.interference, values.faintest)
         if self.config.loss == "finding":
             assert training.recall is not None
-            kinds = training.recall.haystacks.kind_names
-            return Finding(model, start_layer, training.recall.finding.sharpness, kinds)
+            haystacks = training.recall.haystacks
+            sharpness = training.recall.finding.sharpness
+            return Finding(model, start_layer, sharpness, haystacks.kind_names, haystacks.first_share)
         gradient = training.gradient or model.config.memory_config.gradient
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":
             assert training.recall is not None
-            kinds, kl_weight = training.recall.haystacks.kind_names, training.recall.answering.kl_weight
-            return Recall(*segments, kinds=kinds, kl_weight=kl_weight)
+            haystacks, kl_weight = training.recall.haystacks, training.recall.answering.kl_weight
+            first_share = haystacks.first_share
+            return Recall(*segments, kinds=haystacks.kind_names, first_share=first_share, kl_weight=kl_weight)
         if training.answers_only:
             return AnswersOnly(*segments)
         return LanguageModelling(*segments, base=base, kl_weight=self.config.kl_weight)

@@ -125,6 +125,7 @@ class HaystackConfig:
         kinds: of facts, with their weights.
         styles: ways to ask.
         asked: ways in which each fact is asked for, drawn from these.
+        first_share: of an answer's weight in the loss, so much goes to its first token.
         hidden: numbers of facts in a text; drawn with equal chances.
         tokens_per_fact: a text has no more facts than one in so many tokens.
         neighbourhood: tokens before a fact that its states see.
@@ -157,6 +158,7 @@ class HaystackConfig:
     kinds: dict[str, float]
     styles: list[Style]
     asked: int
+    first_share: float
     hidden: list[int]
     tokens_per_fact: int
     neighbourhood: int
@@ -198,6 +200,8 @@ class HaystackConfig:
             raise SenriError(f"training.recall.haystacks.hidden is {self.hidden}, but it must hold numbers from 1 on.")
         if not 0 <= self.alike_share <= 1:
             raise SenriError(f"training.recall.haystacks.alike_share is {self.alike_share}, but it must be 0 to 1.")
+        if not 0 < self.first_share < 1:
+            raise SenriError(f"training.recall.haystacks.first_share is {self.first_share}, but it must be in (0, 1).")
         if self.passage_width < self.passage_cue + self.passage_tokens:
             raise SenriError(
                 f"training.recall.haystacks.passage_width is {self.passage_width}, but a passage has "

@@ -17,6 +17,7 @@ from senri.errors import SenriError
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
 from senri.training.recall.values import check_added_memory
+from senri.training.recall.weighing import answer_shares, begins_answer
 
 _NOWHERE = -50.0
 """Log-probability of a token that the pointer gives nothing to."""
@@ -30,17 +31,21 @@ class Finding(Objective):
         start_layer: the memory's layer.
         sharpness: factor of cosines in the pointer's softmax.
         kinds: names of the kinds of questions.
+        first_share: of an answer's weight, so much goes to its first token.
 
     Raises:
         SenriError: a memory of another kind, or several.
     """
 
-    def __init__(self, model: SenriForCausalLM, start_layer: int, sharpness: float, kinds: tuple[str, ...]) -> None:
+    def __init__(
+        self, model: SenriForCausalLM, start_layer: int, sharpness: float, kinds: tuple[str, ...], first_share: float
+    ) -> None:
         super().__init__(model)
         check_added_memory(model, start_layer, "finding")
         if not hasattr(model.model.layers[start_layer].self_attn, "memory_read"):
             raise SenriError("the loss finding teaches a read strength: set memory.learned_read_strength to true.")
-        self.start_layer, self.sharpness, self.kinds = start_layer, sharpness, kinds
+        self.start_layer, self.sharpness = start_layer, sharpness
+        self.kinds, self.first_share = kinds, first_share
 
     def forward(
         self,
@@ -54,10 +59,10 @@ class Finding(Objective):
     ) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and what else is worth knowing.
 
-        `correct` is the share of answer tokens at whose token the pointer points most, the mean over questions, and
-        `correct_<kind>` that of one kind, over tokens; `asked` and `text` are mean read strengths before answers and
-        in plain text; `length` is that of the text. A token that the text does not hold counts nowhere but in plain
-        text.
+        `correct` is the share of answer tokens at whose token the pointer points most, weighted as in the loss; `first`
+        is that of first tokens alone, `correct_<kind>` that of one kind, over tokens; `asked` and `text` are mean read
+        strengths before answers and in plain text; `length` is that of the text. A token that the text does not hold
+        counts nowhere but in plain text.
 
         Args:
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
@@ -79,8 +84,7 @@ class Finding(Objective):
         mixture = torch.logaddexp(F.logsigmoid(logits) + pointed, F.logsigmoid(-logits) + alone)
         is_text = kinds[row] < 0
         is_asked = ~is_text & is_right.any(-1)
-        # Every question counts the same, however long its answer.
-        share = 1 / torch.bincount(row, minlength=len(targets)).clamp(min=1)[row].float()
+        share = answer_shares(row, self.first_share, is_text)
         finding = -(share * pointed * is_asked).sum() / (share * is_asked).sum().clamp(min=1e-6)
         loss = finding - (share * mixture * (is_text | is_asked)).sum() / len(targets)
         correct = is_right.gather(1, likeness.argmax(-1, keepdim=True))[:, 0].float()
@@ -88,6 +92,7 @@ class Finding(Objective):
         found = {"length": torch.tensor(float(ids.shape[1]))}
         if bool(is_asked.any()):
             found["correct"] = (share * correct)[is_asked].sum() / share[is_asked].sum()
+            found["first"] = correct[is_asked & begins_answer(row)].mean()
             found["asked"] = strength[is_asked].mean()
             kind_of = kinds[row][is_asked]
             found |= {

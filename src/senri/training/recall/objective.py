@@ -9,6 +9,7 @@ from torch import Tensor
 
 from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
 from senri.training.answers import AnswersOnly
+from senri.training.recall.weighing import answer_shares, begins_answer
 from senri.training.recall.window import Window
 
 
@@ -22,12 +23,13 @@ class Recall(AnswersOnly):
     Args:
         *segments: of `SegmentedObjective`, for reading the text.
         kinds: names of the kinds of questions.
+        first_share: of an answer's weight, so much goes to its first token.
         kl_weight: of the divergence in plain text beside the loss of the answers.
     """
 
-    def __init__(self, *segments: Any, kinds: Sequence[str], kl_weight: float) -> None:
+    def __init__(self, *segments: Any, kinds: Sequence[str], first_share: float, kl_weight: float) -> None:
         super().__init__(*segments)
-        self.kinds, self.kl_weight = tuple(kinds), kl_weight
+        self.kinds, self.first_share, self.kl_weight = tuple(kinds), first_share, kl_weight
 
     def forward(  # type: ignore[override]
         self,
@@ -41,8 +43,8 @@ class Recall(AnswersOnly):
     ) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and what else is worth knowing.
 
-        `correct` is the share of right answer tokens, the mean over questions, and `correct_<kind>` that of one kind,
-        over tokens; `divergence` is that of plain text; `length` that of the text.
+        `correct` is the share of right answer tokens, weighted as in the loss, `first` that of first tokens alone, and
+        `correct_<kind>` that of one kind, over tokens; `divergence` is that of plain text; `length` that of the text.
 
         Args:
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
@@ -68,11 +70,11 @@ class Recall(AnswersOnly):
         row, column = (targets >= 0).nonzero(as_tuple=True)
         logits = self.model.lm_head(hidden[row, column]).float()
         wanted, asked = targets[row, column], kinds[row]
-        # Every question counts the same, however long its answer.
-        share = 1 / torch.bincount(row, minlength=len(targets))[row].float() / len(targets)
+        share = answer_shares(row, self.first_share) / len(targets)
         loss = loss + (share * F.cross_entropy(logits, wanted, reduction="none")).sum()
         is_right = (logits.argmax(-1) == wanted).float()
         found |= {"length": torch.tensor(float(length)), "correct": (share * is_right).sum()}
+        found["first"] = is_right[begins_answer(row)].mean()
         found |= {f"correct_{self.kinds[kind]}": is_right[asked == kind].mean() for kind in asked.unique().tolist()}
         return {"loss": loss, **found}
 
