@@ -107,8 +107,11 @@ def test_what_each_choice_trains(combine: str) -> None:
 
 
 def test_gates_and_strengths_have_their_own_rate_and_no_decay() -> None:
-    for combine, names in (("gate", ["memory_gate"]), ("add", ["beta_proj"])):
-        model = tiny_model(combine, (2,))
+    for combine, changes, names in (
+        ("gate", {}, ["memory_gate"]),
+        ("add", {"convolution_gates": True}, ["beta_proj", "conv_q.gates", "conv_k.gates"]),
+    ):
+        model = tiny_model(combine, (2,), **changes)
         choose_trained(model, "mixers")
         by_id = {id(parameter): name for name, parameter in model.named_parameters()}
         matrices, *_, gates = parameter_groups(model, 1e-3, 1e-2, 0.1)
