@@ -13,7 +13,7 @@ from senri.memory.calibration import whitening_matrix
 from senri.memory.canonical import canonical_maps
 from senri.memory.config import MemoryConfig
 from senri.memory.discriminant import discriminant_map
-from senri.memory.short_convolution import key_convolution, shift_tokens
+from senri.memory.short_convolution import key_convolution, precise_sigmoid, shift_tokens
 
 _VALUE_SCALE = 0.5
 """Standard deviation of the values' entries at the start, given whitened hidden states."""
@@ -245,11 +245,8 @@ class MemoryInputs(nn.Module):
 
 
 def _strength(logits: Tensor) -> Tensor:
-    """Return the sigmoid, `[batch, seq, heads]` to `[batch, heads, seq]`.
-
-    At least float32: bfloat16 would round a decay of 0.999 to 1.
-    """
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid().transpose(1, 2)
+    """Return the sigmoid, `[batch, seq, heads]` to `[batch, heads, seq]`."""
+    return precise_sigmoid(logits).transpose(1, 2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -48,9 +48,7 @@ class ShortConvolution(nn.Module):
         self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
         self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
-        if gated_by is not None:
-            self.gates = nn.Linear(gated_by, heads * (len(self.sizes) + self.has_mean))
-        self.is_gated = gated_by is not None
+        self.gates = None if gated_by is None else nn.Linear(gated_by, heads * (len(self.sizes) + self.has_mean))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -65,7 +63,7 @@ class ShortConvolution(nn.Module):
             age = torch.arange(self.weight.shape[1] - 1, -1, -1, device=self.weight.device) - self.delay
             taps = torch.where(age >= 0, self.mean_decay ** age.clamp(min=0), 0.0)
             by_share[-1].copy_(taps / taps.norm())  # of whitened channels: as large as a delayed one
-        if self.is_gated:
+        if self.gates is not None:
             nn.init.zeros_(self.gates.weight)
             nn.init.zeros_(self.gates.bias)
 
@@ -83,21 +81,20 @@ class ShortConvolution(nn.Module):
         Returns:
             The output in x's dtype (zeros at padding) and the new past in the past's dtype.
         """
-        if not self.is_gated:
+        if self.gates is None:
             return self._convolve(x, past, mask)
         assert hidden_states is not None
-        gates = 2 * _sigmoid(self.gates(hidden_states)).to(x.dtype).unflatten(-1, (self.heads, -1))
+        gates = 2 * precise_sigmoid(self.gates(hidden_states)).to(x.dtype).unflatten(-1, (self.heads, -1))
         if self.has_mean:
-            before = torch.ones_like(gates[..., 1:])
-            before[..., -1] = gates[..., -1]
-            x, gates = x * self._by_channel(before), gates[..., :-1]
+            salience, gates = gates[..., -1:], gates[..., :-1]
+            x = x * self._by_channel(F.pad(salience, (len(self.sizes) - 1, 0), value=1.0))
         out, new_past = self._convolve(x, past, mask)
         return out * self._by_channel(gates), new_past
 
     def _by_channel(self, gates: Tensor) -> Tensor:
         """Give every channel its share's gate: `[batch, seq, heads, shares]` to `[batch, seq, channels]`."""
-        sizes = torch.tensor(self.sizes, device=gates.device)
-        return gates.repeat_interleave(sizes, dim=-1).flatten(2)
+        shares = zip(gates.split(1, dim=-1), self.sizes, strict=True)
+        return torch.cat([gate.expand(*gate.shape[:-1], size) for gate, size in shares], dim=-1).flatten(2)
 
     def _convolve(self, x: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         weight = self.weight.to(past.dtype).unsqueeze(1)
@@ -151,8 +148,8 @@ def over_real_tokens(
     return out.to(x.dtype), _rows(inputs, last)
 
 
-def _sigmoid(logits: Tensor) -> Tensor:
-    """At least in float32."""
+def precise_sigmoid(logits: Tensor) -> Tensor:
+    """Return the sigmoid in at least float32: bfloat16 would round a decay of 0.999 to 1."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
