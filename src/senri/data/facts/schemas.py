@@ -107,7 +107,7 @@ def _schema(kind: str, name: str, split: Split, entry: dict[str, Any]) -> Schema
         {**_phrases(), **own, "key": (entry["key"],), "answer": (entry["answer"],)},
         tuple(wordings["sentences"]),
         tuple(wordings["questions"]),
-        (wordings["completion"],),
+        tuple(wordings["completions"]),
     )
 
 
