@@ -27,6 +27,11 @@ KINDS = {
         "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3, 0.3], "convolution_mean": 0.4,
         "convolution_gates": True,
     },
+    "whitened": {
+        "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
+        "projections": "own", "token_shift": True, "short_convolution": 3, "convolution_gates": True,
+        "whitened_inputs": True, "learned_write_strength": True, "write_strength": 0.4,
+    },
     "gated": {"rule": "gated_delta", "projections": "own", "learned_write_strength": True, "write_strength": 0.5},
     "batch": {"scope": "batch", "segment_length": 4, "token_shift": True, "order": "update_then_retrieve"},
 }  # fmt: skip
@@ -36,7 +41,7 @@ def build(kind, seed=0):
     torch.manual_seed(seed)
     branch = MemoryBranch(MemoryConfig(**KINDS[kind]), HIDDEN, 4, 2, 4, 4)
     for name, parameter in branch.named_parameters():
-        if "proj.weight" in name or ".conv_" in name:
+        if "proj.weight" in name or ".conv_" in name or ".whitening" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     return branch.double()
 
@@ -171,16 +176,15 @@ def test_a_last_share_of_the_channels_starts_as_a_mean_that_decays():
         out, _ = convolution(x, torch.zeros(2, 4, 16))
         taps = torch.tensor([0.5**age for age in range(5 - delay)])
         taps = taps / taps.norm()
-        for first in (0, 8):
+        tokens = x.unflatten(-1, (2, 8))[..., 4:]
+        tokens = tokens * (tokens.square().mean(-1, keepdim=True) + 1e-4).rsqrt()
+        for head, first in ((0, 0), (1, 8)):
             assert torch.equal(out[..., first : first + 2], F.pad(x, (0, 0, delay, 0))[:, :9, first : first + 2])
             for t in range(9):
-                wanted = sum(
-                    taps[age] * x[:, t - delay - age, first + 4 : first + 8]
-                    for age in range(len(taps))
-                    if t - delay - age >= 0
-                )
-                if t >= delay:
-                    torch.testing.assert_close(out[:, t, first + 4 : first + 8], wanted)
+                ages = [age for age in range(len(taps)) if t - delay - age >= 0]
+                mean = sum((taps[age] * tokens[:, t - delay - age, head] for age in ages), torch.zeros(2, 4))
+                wanted = mean * (mean.square().mean(-1, keepdim=True) + 1e-4).rsqrt()
+                torch.testing.assert_close(out[:, t, first + 4 : first + 8], wanted)
 
 
 def test_gates_weigh_shares_and_tokens_and_start_at_one():
@@ -191,15 +195,16 @@ def test_gates_weigh_shares_and_tokens_and_start_at_one():
     torch.nn.init.normal_(gated.gates.weight)
     out, new_past = gated(x, past, None, hidden)
     gates = 2 * gated.gates(hidden).sigmoid()  # of each head: both delays, the mean, and how much a token counts in it
-    salient = x.clone()
-    for head in range(2):
-        salient[..., 8 * head + 4 : 8 * head + 8] *= gates[..., 4 * head + 3, None]
-    wanted, _ = plain(salient, past)
-    for head, first in ((0, 0), (1, 8)):
-        for share, (begin, end) in enumerate(((0, 2), (2, 4), (4, 8))):
-            wanted[..., first + begin : first + end] *= gates[..., 4 * head + share, None]
-    torch.testing.assert_close(out, wanted)
-    assert torch.equal(new_past, salient[:, -4:])
+    salient, means = x.unflatten(-1, (2, 8)).clone(), slice(4, 8)
+    salient[..., means] = F.rms_norm(salient[..., means], (4,), eps=1e-4) * gates.unflatten(-1, (2, 4))[..., 3:]
+    inputs = torch.cat([past, salient.flatten(2)], dim=1).transpose(1, 2)
+    wanted = F.conv1d(inputs, gated.weight.unsqueeze(1), groups=16)
+    wanted = wanted.transpose(1, 2).unflatten(-1, (2, 8))
+    wanted[..., means] = F.rms_norm(wanted[..., means], (4,), eps=1e-4)
+    for share, channels in enumerate((slice(0, 2), slice(2, 4), means)):
+        wanted[..., channels] *= gates.unflatten(-1, (2, 4))[..., share, None]
+    torch.testing.assert_close(out, wanted.flatten(2))
+    assert torch.equal(new_past, salient.flatten(2)[:, -4:])
 
 
 def test_writing_alone_keeps_the_last_queries():

@@ -22,6 +22,7 @@ KINDS = {
     "segments": {"rule": "linear", "order": "update_then_retrieve"},
     "gated": {"rule": "gated_delta", "learned_write_strength": True, "write_strength": 0.5},
     "convolved": {**TOKENS, "short_convolution": 3, "token_shift": True},
+    "whitened": {**TOKENS, "whitened_inputs": True},
     "gated_keys": {**TOKENS, "short_convolution": 3, "convolution_mean": 0.5, "convolution_gates": True},
     "banks": {"rule": "delta", "options": {"num_memory_banks": 2, "segments_per_bank": 1}},
     "multi": {"type": "multi", "options": {"num_memories": 2, "routing": "learned"}},

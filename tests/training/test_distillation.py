@@ -11,7 +11,7 @@ from senri.conversion import convert
 from senri.errors import SenriError
 from senri.models import SenriConfig, SenriForCausalLM
 from senri.training.distillation import Distillation
-from senri.training.parameters import choose_trained, parameter_groups, trained_names
+from senri.training.parameters import choose_trained, memory_names, parameter_groups, trained_names
 
 from .conftest import MEMORIES, SIZES, preset_file, tiny_model
 
@@ -124,10 +124,17 @@ def test_gates_and_strengths_have_their_own_rate_and_no_decay() -> None:
         assert counted == len(trained_names(model))
 
 
-def test_an_orthogonal_basis_is_never_trained() -> None:
+@pytest.mark.parametrize("measured", ["basis", "whitening"])
+def test_what_is_measured_on_text_is_never_trained_but_belongs_to_the_memory(measured: str) -> None:
     torch.manual_seed(0)
-    memory = {"type": "orthogonal", "combine": "gate", "segment_length": 4}
-    config = SenriConfig(**SIZES, sliding_window=8, memory_layers=[2], memory=memory)
-    model = SenriForCausalLM(config)
+    if measured == "basis":
+        memory = {"type": "orthogonal", "combine": "gate", "segment_length": 4}
+        model = SenriForCausalLM(SenriConfig(**SIZES, sliding_window=8, memory_layers=[2], memory=memory))
+    else:
+        model = tiny_model("add", (2,), whitened_inputs=True)
     choose_trained(model, "all")
-    assert not any(name.endswith("memory.basis") for name in trained_names(model))
+    assert not any(f".{measured}" in name for name in trained_names(model))
+    own = memory_names(model)
+    assert any(f".{measured}" in name for name in own)
+    choose_trained(model, "memory")
+    assert {*trained_names(model)} == {name for name in own if f".{measured}" not in name}

@@ -46,6 +46,8 @@ class MemoryConfig:
         num_key_value_heads: key/value heads; only with `own` projections.
         key_dim: width of a key; only with `own` projections.
         value_dim: width of a value; only with `own` projections.
+        whitened_inputs: the memory's own projections, strengths and gates see the layer's hidden states centred and
+            whitened, by real text at conversion; only with `own` projections.
         token_shift: a token's key is made from the token before it ("what came before" -> "this").
         short_convolution: kernel size of a causal depthwise convolution on queries and keys; 0 for none.
         convolution_delays: shares of each head's channels that this convolution first delays by 0, 1, 2, ... tokens
@@ -87,6 +89,7 @@ class MemoryConfig:
     num_key_value_heads: int | None = None
     key_dim: int | None = None
     value_dim: int | None = None
+    whitened_inputs: bool = False
     token_shift: bool = False
     short_convolution: int = 0
     convolution_delays: list[float] = field(default_factory=lambda: [1.0])
@@ -172,6 +175,11 @@ class MemoryConfig:
             raise SenriError(
                 "memory.state 'shared' lets layers read another layer's keys, which takes query projections of their "
                 "own: set memory.projections 'own'."
+            )
+        if self.whitened_inputs and self.projections != "own":
+            raise SenriError(
+                "memory.whitened_inputs needs projections of the memory's own: set memory.projections 'own', or leave "
+                "memory.whitened_inputs out."
             )
         sizes = ("num_heads", "num_key_value_heads", "key_dim", "value_dim")
         given = [name for name in sizes if getattr(self, name) is not None]

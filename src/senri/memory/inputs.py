@@ -13,6 +13,7 @@ from senri.memory.calibration import whitening_matrix
 from senri.memory.canonical import canonical_maps
 from senri.memory.config import MemoryConfig
 from senri.memory.discriminant import discriminant_map
+from senri.memory.input_whitening import InputWhitening
 from senri.memory.short_convolution import key_convolution, precise_sigmoid, shift_tokens
 
 _VALUE_SCALE = 0.5
@@ -60,6 +61,7 @@ class MemoryInputs(nn.Module):
         self.config, self.hidden_size = config, hidden_size
         self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
         self.key_dim, self.value_dim = key_dim, value_dim
+        self.whitening = InputWhitening(hidden_size) if config.whitened_inputs else None
         if config.projections == "own":
             self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
             self.k_proj = nn.Linear(hidden_size, num_key_value_heads * key_dim)
@@ -76,6 +78,8 @@ class MemoryInputs(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set every parameter to its start: constant strengths, pure delays, projections as `nn.Linear`."""
+        if self.whitening is not None:
+            self.whitening.reset_parameters()
         if self.config.projections == "own":
             for projection in (self.q_proj, self.k_proj, self.v_proj):
                 projection.reset_parameters()
@@ -114,7 +118,7 @@ class MemoryInputs(nn.Module):
                 f"mean and covariance have shapes {tuple(mean.shape)} and {tuple(covariance.shape)}, "
                 f"but hidden_size is {size}."
             )
-        whitening = whitening_matrix(covariance.double().cpu())
+        whitening, mean = start_whitening(self.whitening, mean, covariance)
         keys = orthogonal_map(self.num_key_value_heads * self.key_dim, size, generator) @ whitening
         values = orthogonal_map(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
         start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
@@ -129,7 +133,8 @@ class MemoryInputs(nn.Module):
         tokens after little context, to where both are most alike (`canonical_maps`), turned at random into heads.
 
         Args:
-            mean: of pairs of states, the text's first, side by side, `[2 hidden_size]`.
+            mean: of pairs of states, as projections see them (`seen`), the text's first, side by side,
+                `[2 hidden_size]`.
             covariance: their covariance, `[2 hidden_size, 2 hidden_size]`.
             generator: of the random turn (CPU).
         """
@@ -147,7 +152,7 @@ class MemoryInputs(nn.Module):
         are more alike than those of one digit in two numbers. `discriminant_map` turns that round.
 
         Args:
-            states: of many tokens of text, `[tokens, hidden_size]`.
+            states: of many tokens of text, as projections see them (`seen`), `[tokens, hidden_size]`.
             tokens: which each is, `[tokens]`.
             generator: of the random turn that lets all heads share the telling directions (CPU).
         """
@@ -157,6 +162,10 @@ class MemoryInputs(nn.Module):
         values = turn @ found
         size = ((states.double().cpu() - mean) @ values.T).square().mean().sqrt()
         start_projection(self.v_proj, values * (_VALUE_SIZE / size), mean)
+
+    def seen(self, hidden_states: Tensor) -> Tensor:
+        """Return what projections, strengths and gates see of hidden states `[..., hidden_size]`."""
+        return hidden_states if self.whitening is None else self.whitening(hidden_states)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
         """Return the state before the first token; empty where there is neither shift nor convolution."""
@@ -195,6 +204,7 @@ class MemoryInputs(nn.Module):
         Raises:
             SenriError: `shared` given or missing against the configuration.
         """
+        hidden_states = self.seen(hidden_states)
         asking = None if write_only and not self.config.short_convolution else hidden_states
         if write_only and self.config.short_convolution and mask is None:
             asking = hidden_states[:, 1 - self.config.short_convolution :]  # of queries only the past is kept
@@ -270,6 +280,20 @@ def repeat_heads(weight: Tensor, dim: int, heads: int) -> Tensor:
     """Give every query head the rows of its key head: `[key heads * dim, columns]` to `[heads * dim, columns]`."""
     by_head = weight.view(-1, dim, weight.shape[-1])
     return by_head.repeat_interleave(heads // by_head.shape[0], dim=0).flatten(0, 1)
+
+
+def start_whitening(seen: InputWhitening | None, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the map that whitens what projections see, in float64, and the mean of that.
+
+    Args:
+        seen: whitens it already, and is set to do so here; None where projections see hidden states as they are.
+        mean: of hidden states.
+        covariance: of hidden states.
+    """
+    if seen is None:
+        return whitening_matrix(covariance.double().cpu()), mean
+    seen.initialise(mean, covariance)
+    return torch.eye(len(mean), dtype=torch.float64), torch.zeros_like(mean)
 
 
 def start_projection(projection: nn.Linear, weight: Tensor, mean: Tensor) -> None:

@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from senri.errors import SenriError
 from senri.memory.base import LayerState, Memory
-from senri.memory.calibration import whitening_matrix
 from senri.memory.config import MemoryConfig
-from senri.memory.inputs import MemoryTokens, orthogonal_map, repeat_heads, split_heads, start_projection
+from senri.memory.input_whitening import InputWhitening
+from senri.memory.inputs import (
+    MemoryTokens,
+    orthogonal_map,
+    repeat_heads,
+    split_heads,
+    start_projection,
+    start_whitening,
+)
 from senri.memory.short_convolution import key_convolution
 
 
@@ -59,12 +66,15 @@ class QueryInputs(nn.Module):
         super().__init__()
         self.config, self.key_dim = config, key_dim
         self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
+        self.whitening = InputWhitening(hidden_size) if config.whitened_inputs else None
         self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
         if config.short_convolution:
             self.conv_q = key_convolution(config, hidden_size, num_heads, key_dim, 0)
 
     def reset_parameters(self) -> None:
         """Set every parameter to its start."""
+        if self.whitening is not None:
+            self.whitening.reset_parameters()
         self.q_proj.reset_parameters()
         if self.config.short_convolution:
             self.conv_q.reset_parameters()
@@ -81,7 +91,8 @@ class QueryInputs(nn.Module):
             generator: in the state in which the writing layer's random maps were made.
         """
         rows = self.num_key_value_heads * self.key_dim
-        keys = orthogonal_map(rows, mean.shape[0], generator) @ whitening_matrix(covariance.double().cpu())
+        whitening, mean = start_whitening(self.whitening, mean, covariance)
+        keys = orthogonal_map(rows, mean.shape[0], generator) @ whitening
         start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
 
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
@@ -93,6 +104,8 @@ class QueryInputs(nn.Module):
 
     def forward(self, hidden_states: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:
         """Return queries `[batch, num_heads, seq, key_dim]` for `[batch, seq, hidden_size]`, and the new past."""
+        if self.whitening is not None:
+            hidden_states = self.whitening(hidden_states)
         q = self.q_proj(hidden_states)
         if not self.config.short_convolution:
             return split_heads(q, self.num_heads), {}

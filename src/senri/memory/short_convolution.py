@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from senri.memory.config import MemoryConfig
 
+_SMALL = 1e-4
+"""Mean square of a mean that counts as nothing, as that of no token."""
+
 
 class ShortConvolution(nn.Module):
     """Mix every channel with its own `kernel_size - 1` predecessors: y_t = sum_j weight[j] x_(t - kernel_size + 1 + j).
 
     `weight` is `[channels, kernel_size]`, the last tap is the token itself. It starts as a pure delay of `delay` tokens
-    (0: the identity), or of more in some channels; in a last share of them as a mean of all its tokens that decays.
+    (0: the identity), or of more in some channels; in a last share of them as a mean of all its tokens that decays. For
+    that every token is brought to the same size before, and the mean after: it says what a sentence is about.
 
     With gates every share of the channels counts as much, at each token, as a linear map of the hidden state says: the
     first token of an answer is found by what a sentence is about, the next ones by those before them. Another one says
@@ -81,15 +85,24 @@ class ShortConvolution(nn.Module):
         Returns:
             The output in x's dtype (zeros at padding) and the new past in the past's dtype.
         """
+        x = self._same_size(x)
         if self.gates is None:
-            return self._convolve(x, past, mask)
+            out, new_past = self._convolve(x, past, mask)
+            return self._same_size(out), new_past
         assert hidden_states is not None
         gates = 2 * precise_sigmoid(self.gates(hidden_states)).to(x.dtype).unflatten(-1, (self.heads, -1))
         if self.has_mean:
             salience, gates = gates[..., -1:], gates[..., :-1]
             x = x * self._by_channel(F.pad(salience, (len(self.sizes) - 1, 0), value=1.0))
         out, new_past = self._convolve(x, past, mask)
-        return out * self._by_channel(gates), new_past
+        return self._same_size(out) * self._by_channel(gates), new_past
+
+    def _same_size(self, x: Tensor) -> Tensor:
+        """Bring the channels of the mean to a mean square of 1 in each head."""
+        if not self.has_mean:
+            return x
+        delayed, mean = x.unflatten(-1, (self.heads, -1)).split([sum(self.sizes[:-1]), self.sizes[-1]], dim=-1)
+        return torch.cat([delayed, F.rms_norm(mean, mean.shape[-1:], eps=_SMALL)], dim=-1).flatten(-2)
 
     def _by_channel(self, gates: Tensor) -> Tensor:
         """Give every channel its share's gate: `[batch, seq, heads, shares]` to `[batch, seq, channels]`."""

@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from senri.memory import Memory, MemoryInputs
 from senri.memory.branch import MemoryBranch
+from senri.memory.input_whitening import InputWhitening
 from senri.memory.shared_read import QueryInputs, SharedReader
 from senri.memory.short_convolution import ShortConvolution
 from senri.mixers import (
@@ -47,7 +48,16 @@ from senri.models.masks import create_senri_masks, packed_sequences, tokens_seen
 from senri.models.rotary import SenriRotaryEmbedding
 from senri.models.sessions import SessionMixin
 
-SELF_INITIALISING = (Memory, MemoryInputs, QueryInputs, ShortConvolution, MemoryGate, ReadStrength, AttentionSink)
+SELF_INITIALISING = (
+    Memory,
+    MemoryInputs,
+    QueryInputs,
+    InputWhitening,
+    ShortConvolution,
+    MemoryGate,
+    ReadStrength,
+    AttentionSink,
+)
 """Modules that set their own parameters at the start."""
 
 

@@ -1,9 +1,11 @@
 """Which parameters a stage trains, and which of them have a rate of their own."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
+from senri.memory.input_whitening import InputWhitening
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Train
 
@@ -34,8 +36,7 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
             and output projections; `mixers`: all of the mixers that have a memory; `all`: everything.
     """
     mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
-    # An orthogonal memory's basis is computed, never learnt.
-    fixed = {id(module.basis) for module in model.modules() if isinstance(getattr(module, "basis", None), nn.Parameter)}
+    fixed = {id(parameter) for parameter in _measured(model)}
     for name, parameter in model.named_parameters():
         in_mixer = next((name.removeprefix(mixer) for mixer in mixers if name.startswith(mixer)), None)
         chosen = {
@@ -47,6 +48,21 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
             "all": True,
         }[train]
         parameter.requires_grad_(chosen and id(parameter) not in fixed)
+
+
+def memory_names(model: SenriForCausalLM) -> list[str]:
+    """Return the names of all parameters of the memories, what is measured and never trained among them."""
+    prefixes = tuple(f"model.layers.{index}.self_attn.memory" for index in model.model.memory_branches())
+    return [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
+
+
+def _measured(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield what is measured on text at conversion and never learnt: orthogonal bases, and whitening."""
+    for module in model.modules():
+        if isinstance(module, InputWhitening):
+            yield from module.parameters()
+        elif isinstance(basis := getattr(module, "basis", None), nn.Parameter):
+            yield basis
 
 
 def trained_names(model: nn.Module) -> list[str]:

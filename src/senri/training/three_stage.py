@@ -29,7 +29,7 @@ from senri.settings import build, load_yaml, save_resolved
 from senri.training.config import STAGES, Recipe, StageName
 from senri.training.manager import ConfigManager
 from senri.training.measures import Measures
-from senri.training.parameters import choose_trained
+from senri.training.parameters import memory_names
 from senri.training.preparation import load_start, load_teacher, prepare_start
 from senri.training.sequences import held_out_documents, training_rows
 from senri.training.stage import Stage, StageResult, check_stages
@@ -201,8 +201,8 @@ class ThreeStageTrainer:
 
         write_folder(self.folder / MODEL, fill)
         if model.model.memory_branches():
-            choose_trained(model, "memory")
-            tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+            parameters = dict(model.named_parameters())
+            tensors = {name: parameters[name].detach().cpu() for name in memory_names(model)}
             write_bytes(self.folder / MEMORY_FILE, safetensors.torch.save(tensors))
 
 

@@ -117,7 +117,11 @@ class Finding(Objective):
         state = {name: part.expand(len(tail), *part.shape[1:]) for name, part in state.items()}
         read = branch(tail, state)[0].transpose(1, 2)
         with torch.no_grad():
-            values = branch.inputs.v_proj(text[0]).float().unflatten(-1, (branch.num_key_value_heads, -1))
+            values = (
+                branch.inputs.v_proj(branch.inputs.seen(text[0]))
+                .float()
+                .unflatten(-1, (branch.num_key_value_heads, -1))
+            )
             values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
             values = values * branch.memory.norm_weight.float()
             values = F.normalize((values - values.mean(0)).flatten(1), dim=-1)

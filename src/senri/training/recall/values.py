@@ -154,7 +154,7 @@ class ValueDecoding(Objective):
             hidden_states: `[batch, seq, hidden]`, the mixer's input.
         """
         branch: Any = self._mixer.memory
-        values = F.linear(hidden_states - self.mean, branch.inputs.v_proj.weight)
+        values = F.linear(branch.inputs.seen(hidden_states) - self.mean, branch.inputs.v_proj.weight)
         values = split_heads(values, branch.num_key_value_heads)
         values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
         others = values.flatten(0, 2)[torch.randperm(values[..., 0].numel(), device=values.device)].view_as(values)
@@ -182,7 +182,7 @@ class ValueDecoding(Objective):
         """
         mixer = self._mixer
         text = [self._in_text(batch["ids"]) for batch in batches]
-        inputs = torch.cat([self._layer.input_layernorm(states).flatten(0, 1).float() for states in text])
+        inputs = torch.cat([self._seen(states).flatten(0, 1).float() for states in text])
         self.mean = inputs.mean(0)
         if bool(mixer.memory_o_proj.weight.any()):
             return
@@ -197,7 +197,7 @@ class ValueDecoding(Objective):
         for batch, states in zip(batches, text, strict=True):
             asking, _ = self._asking(batch["ids"], batch["window"])
             targets = batch["ids"][:, self.context + 1 :]
-            both = torch.cat([self._layer.input_layernorm(states), self._layer.input_layernorm(asking)], dim=-1)
+            both = torch.cat([self._seen(states), self._seen(asking)], dim=-1)
             pairs.update(both[:, config.solve_context :].flatten(0, 1).cpu())
             features = self._heard(states)[:, :-1].flatten(0, 1).float()
             gram += (features.T @ features).cpu()
@@ -216,6 +216,11 @@ class ValueDecoding(Objective):
     @property
     def _mixer(self) -> Any:
         return self._layer.self_attn
+
+    def _seen(self, states: Tensor) -> Tensor:
+        """Return what the memory's projections see of states that enter the layer."""
+        seen: Tensor = self._mixer.memory.inputs.seen(self._layer.input_layernorm(states))
+        return seen
 
     def _in_text(self, ids: Tensor) -> Tensor:
         """Return what enters the memory's layer in stretches behind their context, `[batch, seq, hidden]`."""
