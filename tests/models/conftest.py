@@ -49,6 +49,17 @@ MIXERS = {
         "default_layer_type": "sliding_attention",
         "memory": {**DELTA_TOKENS, "learned_read_strength": True, "eps": 0.3},
     },
+    "copy": {
+        "memory_layers": [1],
+        "memory": {
+            **DELTA_TOKENS,
+            "combine": "copy",
+            "learned_read_strength": True,
+            "eps": 0.3,
+            "whitened_inputs": True,
+            "copy_sharpness": 6.0,
+        },
+    },
     "gated_delta": {
         "memory_layers": [0, 1],
         "sliding_window": 6,
@@ -121,7 +132,7 @@ def tiny_model(mixer: str, family: str = "llama", seed: int = 0, **options: obje
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Fresh ones add nothing, or the same everywhere; here they must.
-            if any(part in name for part in ("memory_o_proj", ".sink.", "memory_read")):
+            if any(part in name for part in ("memory_o_proj", ".sink.", "memory_read", "memory_codes.weight")):
                 parameter.normal_(std=0.5)
     return model
 

@@ -77,7 +77,7 @@ def test_a_conversation_goes_on_from_its_cache(memory_model: SenriForCausalLM, i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["alone", "gate", "gate_full", "add", "gated_delta"])
+@pytest.mark.parametrize("mixer", ["alone", "gate", "gate_full", "add", "copy", "gated_delta"])
 def test_static_compiled_generation_equals_eager(
     build: Callable[..., SenriForCausalLM], ids: Tensor, mixer: str
 ) -> None:

@@ -183,7 +183,7 @@ def test_memory_layers_changed_while_loading_are_refused(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mixer", ["gate", "add", "sink"])
+@pytest.mark.parametrize("mixer", ["gate", "add", "copy", "sink"])
 def test_compiled_with_padding_or_packing(build: Callable[..., SenriForCausalLM], ids: Tensor, mixer: str) -> None:
     model, mask = build(mixer), torch.ones_like(ids)
     mask[0, :9] = 0

@@ -66,6 +66,10 @@ MEMORIES: dict[str, dict[str, Any]] = {
         },
     },
 }
+MEMORIES["copy"] = MEMORIES["add"] | {
+    "memory": MEMORIES["add"]["memory"]
+    | {"combine": "copy", "learned_read_strength": True, "eps": 0.1, "copy_sharpness": 8.0}
+}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -84,7 +88,7 @@ def tiny_model(combine: str, layers: tuple[int, ...] = (2, 3), **changes: Any) -
     config = SenriConfig(**SIZES, memory_layers=list(layers), **(settings | {"memory": memory}))
     model = SenriForCausalLM(config)
     for name, parameter in model.named_parameters():
-        if "memory_o_proj" in name:  # a branch that adds nothing would hide mistakes
+        if "memory_o_proj" in name or "memory_codes.weight" in name:  # a branch that adds nothing would hide mistakes
             torch.nn.init.normal_(parameter, std=0.2)
     return torch.nn.Module.to(model, torch.float64)
 
@@ -166,7 +170,7 @@ def recall_values(**changes: Any) -> dict[str, Any]:
     """Return the recipe's settings for small texts."""
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
     values["haystacks"] |= SMALL | changes
-    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0}
+    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0, "solve_texts": 3, "ridge": 0.01}
     values["answering"] |= {"lengths": LENGTHS, "text_tokens": 12}
     values["window"] = {"shortest": 2, "longest": 7}  # of the 8 that the small models have
     return values

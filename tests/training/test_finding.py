@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import yaml
 
 from senri.errors import SenriError
+from senri.mixers import CopiedMemory
 from senri.models import SenriForCausalLM
 from senri.training import ConfigManager, ThreeStageTrainer
 from senri.training.callbacks import read_metrics
@@ -156,6 +157,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 if token == targets[place] or at == batch["points"][row, place]
             ]
             share = shares[right].sum() if right else shares.new_tensor(0.0)
+            if isinstance(layer.self_attn, CopiedMemory):
+                share = said_by_codes(layer.self_attn.memory_codes, model.lm_head.weight, one)[targets[place]]
             strength = layer.self_attn.memory_read.logits(read[:, place : place + 1], tail[:, place : place + 1])
             strength = strength.mean().sigmoid()
             alone = batch["said"][row, place].exp()
@@ -171,11 +174,29 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
     return sum(loss for loss, _ in finding) / sum(share for _, share in finding) + sum(mixtures) / asked_rows
 
 
+def said_by_codes(codes: Any, embeddings: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+    """Return the probability of each token."""
+    each = [codes.weight @ one for one in embeddings.detach() - embeddings.detach().mean(0)]
+    return torch.stack([F.cosine_similarity(read, code, dim=0) for code in each]).mul(codes.sharpness).softmax(0)
+
+
+def copying() -> SenriForCausalLM:
+    """A memory that is said at the head, beside the same layers as `recall_model`'s."""
+    model = torch.nn.Module.to(tiny_model("copy", (RECALL_LAYER,)), torch.float32)
+    torch.nn.init.zeros_(model.model.layers[RECALL_LAYER].self_attn.memory_codes.weight)  # as it is made
+    choose_trained(model, "finding")
+    return model
+
+
+@pytest.mark.parametrize("combine", ["add", "copy"])
 def test_the_loss_is_that_of_reading_everything_for_each_question(
-    finding_batches: Any, model: SenriForCausalLM
+    finding_batches: Any, model: SenriForCausalLM, combine: str
 ) -> None:
     batches = finding_batches()
     batch = batches([{"number": 0}])
+    if combine == "copy":
+        model = copying()
+        objective(model, batches).solve([batches.text(3 * number) for number in range(4)], 0.01, 0)
     double = copy.deepcopy(model).double()
     batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
     found = objective(double, batches)(**batch)
@@ -184,6 +205,23 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     assert torch.isclose(found["loss"], wanted, rtol=1e-5), (found["loss"], wanted)
     assert_same(mine, gradients(double, wanted), 1e-4)
     assert 0 <= found["correct"] <= 1 and 0 < found["asked"] < 1 and 0 < found["text"] < 1
+
+
+def test_values_and_codes_of_a_copying_memory_are_solved(finding_batches: Any) -> None:
+    batches, model = finding_batches(), copying()
+    mixer: Any = model.model.layers[RECALL_LAYER].self_attn
+    texts = [batches.text(3 * number) for number in range(8)]
+    assert torch.equal(texts[0][1], batches([{"number": 0}])["ids"])
+    objective(model, batches).solve(texts, 0.01, 0)
+    states, ids = (torch.cat(parts, dim=1) for parts in zip(*texts, strict=True))
+    with torch.no_grad():
+        values = objective(model, batches)._values(model.model.layers[RECALL_LAYER].input_layernorm(states[0]))
+        said = mixer.memory_codes(values - values.mean(0), model.lm_head.weight).argmax(-1)
+    common = torch.bincount(ids[0]).max() / ids.shape[1]
+    assert (said == ids[0]).float().mean() > 1.5 * common
+    learnt = mixer.memory_codes.weight.clone()
+    objective(model, batches).solve(texts[:1], 0.01, 0)  # what has learnt stays
+    assert torch.equal(mixer.memory_codes.weight, learnt)
 
 
 def test_a_memory_that_finds_is_told_from_one_that_does_not(finding_batches: Any, model: SenriForCausalLM) -> None:
@@ -219,6 +257,8 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
         *("memory.inputs.conv_q.weight", "memory.inputs.conv_k.weight"),
         *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found"),
     }
+    copied = {name.removeprefix(prefix) for name in trained_names(copying())}
+    assert copied == names | {"memory_codes.weight", "memory_codes.sharpness"}
 
 
 def test_a_chat_ends_with_the_end_of_text(

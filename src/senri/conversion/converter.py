@@ -146,6 +146,10 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
         how |= dict.fromkeys(("memory.inputs.q_proj.bias", "memory.inputs.k_proj.bias"), "zeros: the base has none")
     if memory.combine == "add":
         how["memory_o_proj.weight"] = "zeros: a fresh branch adds nothing"
+    if memory.combine == "copy":
+        how["memory_codes.weight"] = "zeros: all tokens are alike"
+        how["memory_codes.sharpness"] = f"memory.copy_sharpness {memory.copy_sharpness}"
+    if memory.combine in ("add", "copy"):
         how |= {
             "memory_read.proj.weight": "zeros",
             "memory_read.proj.bias": f"read strength {memory.read_strength}",

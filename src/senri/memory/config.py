@@ -14,7 +14,7 @@ Granularity = Literal["segment", "token"]
 Order = Literal["retrieve_then_update", "update_then_retrieve"]
 Scope = Literal["sequence", "batch"]
 Gradient = Literal["full", "segment", "none"]
-Combine = Literal["gate", "add", "alone"]
+Combine = Literal["gate", "add", "copy", "alone"]
 Projections = Literal["shared", "own"]
 Calibration = Literal["none", "whiten"]
 StateOwner = Literal["layer", "shared"]
@@ -30,7 +30,8 @@ class MemoryConfig:
         state: `layer` gives every layer a state of its own; `shared` lets the first of these layers write one state
             that all of them read, each with its own query projection.
         combine: how a layer joins memory and local attention: `gate` (g * memory + (1 - g) * window, per head, one
-            output projection), `add` (a branch with its own projections, added to the residual), `alone`.
+            output projection), `add` (a branch with its own projections, added to the residual), `copy` (such a branch,
+            whose reads are said at the language-model head and heard by no layer), `alone`.
         rule: how a write changes M: `linear`, `delta` or `gated_delta`.
         feature_map: phi, applied to keys and queries.
         dpfp_order: number of rolls of the DPFP map (its output is `2 * key_dim * dpfp_order` wide).
@@ -60,8 +61,9 @@ class MemoryConfig:
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
-            all of it is. Only with `combine: add`.
+            all of it is. Only with `combine: add` and `copy`, which needs it.
         read_strength: where the learned one starts, in (0, 1).
+        copy_sharpness: where `combine: copy` starts: factor of the likeness of a read and a token's code, from -1 to 1.
         decay: alpha of `gated_delta` at the start (learned from the hidden state); in (0, 1).
         calibration: `whiten` centres and whitens queries and keys per head, set from real text at conversion.
         gate_init: logit of the gate at the start; strongly negative means closed.
@@ -100,6 +102,7 @@ class MemoryConfig:
     write_strength: float = 1.0
     learned_read_strength: bool = False
     read_strength: float = 0.9
+    copy_sharpness: float = 28.0
     decay: float = 0.99
     calibration: Calibration = "none"
     gate_init: float = -4.0
@@ -148,11 +151,18 @@ class MemoryConfig:
             raise SenriError("memory.decay is 1.0, where a learned decay cannot start: take a value below 1.")
         if not 0.0 < self.read_strength < 1.0:
             raise SenriError(f"memory.read_strength is {self.read_strength}, but it must be above 0 and below 1.")
-        if self.learned_read_strength and self.combine != "add":
+        if self.learned_read_strength and self.combine not in ("add", "copy"):
             raise SenriError(
-                f"memory.learned_read_strength needs memory.combine 'add', but combine is {self.combine!r}: set it to "
-                f"false, or combine to 'add'."
+                f"memory.learned_read_strength needs memory.combine 'add' or 'copy', but combine is {self.combine!r}: "
+                f"set it to false, or combine to one of them."
             )
+        if self.combine == "copy" and not self.learned_read_strength:
+            raise SenriError(
+                "memory.combine 'copy' says what was found as often as the read strength says: set "
+                "memory.learned_read_strength to true."
+            )
+        if self.copy_sharpness <= 0:
+            raise SenriError(f"memory.copy_sharpness is {self.copy_sharpness}, but it must be above 0.")
         if self.learned_read_strength and self.normaliser != "rmsnorm":
             raise SenriError(
                 f"memory.learned_read_strength goes by how large a normalised read is, but memory.normaliser is "
@@ -169,8 +179,10 @@ class MemoryConfig:
             raise SenriError(
                 "memory.scope 'batch' shares one state between rows and needs memory.granularity 'segment'."
             )
-        if self.combine == "add" and self.projections != "own":
-            raise SenriError("memory.combine 'add' keeps the base whole and needs memory.projections 'own'.")
+        if self.combine in ("add", "copy") and self.projections != "own":
+            raise SenriError(
+                f"memory.combine {self.combine!r} keeps the base whole and needs memory.projections 'own'."
+            )
         if self.state == "shared" and self.projections != "own":
             raise SenriError(
                 "memory.state 'shared' lets layers read another layer's keys, which takes query projections of their "

@@ -3,6 +3,7 @@
 from typing import Any
 
 from senri.mixers.added_memory import AddedMemory, ReadStrength
+from senri.mixers.copied_memory import CopiedMemory, TokenCodes
 from senri.mixers.memory_alone import MemoryAlone
 from senri.mixers.sink import AttentionSink
 from senri.mixers.softmax import SenriMixer, SoftmaxAttention
@@ -11,11 +12,13 @@ from senri.mixers.window_memory import MemoryGate, WindowMemory
 __all__ = [
     "AddedMemory",
     "AttentionSink",
+    "CopiedMemory",
     "MemoryAlone",
     "MemoryGate",
     "ReadStrength",
     "SenriMixer",
     "SoftmaxAttention",
+    "TokenCodes",
     "WindowMemory",
     "build_mixer",
 ]
@@ -27,6 +30,6 @@ def build_mixer(config: Any, layer_idx: int) -> SenriMixer:
     if layer_type == "linear_attention":
         return MemoryAlone(config, layer_idx)
     if layer_type in ("hybrid", "hybrid_sliding"):
-        kind = WindowMemory if config.memory_config_of(layer_idx).combine == "gate" else AddedMemory
-        return kind(config, layer_idx)
+        kinds = {"gate": WindowMemory, "add": AddedMemory, "copy": CopiedMemory}
+        return kinds[config.memory_config_of(layer_idx).combine](config, layer_idx)
     return SoftmaxAttention(config, layer_idx, sliding=layer_type == "sliding_attention")

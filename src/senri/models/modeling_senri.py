@@ -35,10 +35,12 @@ from senri.memory.short_convolution import ShortConvolution
 from senri.mixers import (
     AddedMemory,
     AttentionSink,
+    CopiedMemory,
     MemoryGate,
     ReadStrength,
     SenriMixer,
     SoftmaxAttention,
+    TokenCodes,
     build_mixer,
 )
 from senri.mixers.cache_senri import adopt_cache
@@ -53,6 +55,7 @@ SELF_INITIALISING = (
     MemoryInputs,
     QueryInputs,
     InputWhitening,
+    TokenCodes,
     ShortConvolution,
     MemoryGate,
     ReadStrength,
@@ -282,6 +285,9 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
             past_key_values = self._session_cache(inputs, attention_mask, update_memory)
             if past_key_values is not None:
                 use_cache, attention_mask = True, None
+        copying = [layer.self_attn for layer in self.model.layers if isinstance(layer.self_attn, CopiedMemory)]
+        for mixer in copying:
+            mixer.found = None
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -294,6 +300,9 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         assert hidden_states is not None
         logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        for mixer in copying:
+            kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)
+            logits = mixer.say(logits, self.lm_head.weight, kept)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -311,7 +320,7 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
 
     @contextmanager
     def memory_disabled(self) -> Iterator[None]:
-        """Switch every memory off: window alone (gate), the base (add), or that attention removed (alone)."""
+        """Switch every memory off: window alone (gate), the base (add, copy), or that attention removed (alone)."""
         mixers: list[Any] = [
             mixer for mixer in self.modules() if isinstance(mixer, SenriMixer) and hasattr(mixer, "memory")
         ]

@@ -21,8 +21,9 @@ _VALUES = (
 """Values and what is done with those that were found; with queries and keys, whose start is solved."""
 
 
-_FINDING = ("memory.inputs.", "memory_read.")
-"""What decides whether a query meets its key, beginnings of names; without `v_proj`, which makes the values."""
+_FINDING = ("memory.inputs.", "memory_read.", "memory_codes.")
+"""What decides whether a query meets its key, and as which token a read is said, beginnings of names; without
+`v_proj`, which makes the values."""
 
 
 def choose_trained(model: SenriForCausalLM, train: Train) -> None:

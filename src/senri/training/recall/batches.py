@@ -69,6 +69,11 @@ class FindingBatches:
             "kinds": torch.tensor([one.kind for one, _ in asked]),
         }
 
+    def text(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return the `states` and `ids` of the haystack that the samples from this number on stand for."""
+        drawn = self._haystacks.draw(number, passages=True)
+        return drawn.states[None], drawn.ids[None]
+
 
 class RecallBatches:
     """Makes batches for `Recall`; the trainer's collator.

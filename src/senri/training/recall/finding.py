@@ -7,16 +7,18 @@ by the read strength (pointer sentinel mixture, Merity et al. 2016, arXiv 1609.0
 learns to be what it is for: how far the memory knows better.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from senri.errors import SenriError
+from senri.mixers import AddedMemory, CopiedMemory
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
-from senri.training.recall.values import check_added_memory
+from senri.training.recall.values import check_branch
 from senri.training.recall.weighing import answer_shares, begins_answer
 
 _NOWHERE = -50.0
@@ -41,7 +43,7 @@ class Finding(Objective):
         self, model: SenriForCausalLM, start_layer: int, sharpness: float, kinds: tuple[str, ...], first_share: float
     ) -> None:
         super().__init__(model)
-        check_added_memory(model, start_layer, "finding")
+        check_branch(model, start_layer, "finding", AddedMemory, CopiedMemory)
         if not hasattr(model.model.layers[start_layer].self_attn, "memory_read"):
             raise SenriError("the loss finding teaches a read strength: set memory.learned_read_strength to true.")
         self.start_layer, self.sharpness = start_layer, sharpness
@@ -76,10 +78,16 @@ class Finding(Objective):
         read, values, strengths = self.read(states, asking)
         row, column = (targets >= 0).nonzero(as_tuple=True)
         wanted, alone = targets[row, column], said[row, column]
-        likeness = self.sharpness * F.normalize(read[row, column].float(), dim=-1) @ values.T
         places = torch.arange(ids.shape[1], device=ids.device)
         is_right = (ids[0] == wanted[:, None]) | (places == points[row, column][:, None])
-        pointed = likeness.log_softmax(-1).masked_fill(~is_right, 2 * _NOWHERE).logsumexp(-1).clamp(min=_NOWHERE)
+        if isinstance(self._mixer, CopiedMemory):
+            pointer = self._mixer.memory_codes(read[row, column], self.model.lm_head.weight)
+            pointed = pointer.gather(1, wanted[:, None])[:, 0].clamp(min=_NOWHERE)
+            correct = (pointer.argmax(-1) == wanted).float()
+        else:
+            likeness = self.sharpness * F.normalize(read[row, column].float(), dim=-1) @ values.T
+            pointed = likeness.log_softmax(-1).masked_fill(~is_right, 2 * _NOWHERE).logsumexp(-1).clamp(min=_NOWHERE)
+            correct = is_right.gather(1, likeness.argmax(-1, keepdim=True))[:, 0].float()
         logits = strengths[row, column].float()
         mixture = torch.logaddexp(F.logsigmoid(logits) + pointed, F.logsigmoid(-logits) + alone)
         is_text = kinds[row] < 0
@@ -87,7 +95,6 @@ class Finding(Objective):
         share = answer_shares(row, self.first_share, is_text)
         finding = -(share * pointed * is_asked).sum() / (share * is_asked).sum().clamp(min=1e-6)
         loss = finding - (share * mixture * (is_text | is_asked)).sum() / len(targets)
-        correct = is_right.gather(1, likeness.argmax(-1, keepdim=True))[:, 0].float()
         strength = logits.detach().sigmoid()
         found = {"length": torch.tensor(float(ids.shape[1]))}
         if bool(is_asked.any()):
@@ -111,18 +118,44 @@ class Finding(Objective):
             `[questions, tail]`, the mean over heads.
         """
         layer: Any = self.model.model.layers[self.start_layer]
-        branch = layer.self_attn.memory
+        branch: Any = self._mixer.memory
         text, tail = layer.input_layernorm(states), layer.input_layernorm(asking)
         state = branch.write(text, branch.init_state(1, text.device))
         state = {name: part.expand(len(tail), *part.shape[1:]) for name, part in state.items()}
         read = branch(tail, state)[0].transpose(1, 2)
         with torch.no_grad():
-            values = (
-                branch.inputs.v_proj(branch.inputs.seen(text[0]))
-                .float()
-                .unflatten(-1, (branch.num_key_value_heads, -1))
-            )
-            values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
-            values = values * branch.memory.norm_weight.float()
-            values = F.normalize((values - values.mean(0)).flatten(1), dim=-1)
-        return read.flatten(2), values, layer.self_attn.memory_read.logits(read, tail).mean(-1)
+            values = self._values(text[0])
+            values = F.normalize(values - values.mean(0), dim=-1)
+        return read.flatten(2), values, self._mixer.memory_read.logits(read, tail).mean(-1)
+
+    @torch.no_grad()
+    def solve(self, texts: Sequence[tuple[Tensor, Tensor]], ridge: float, seed: int) -> None:
+        """Set values and codes of a memory that copies and has learnt nothing, in closed form.
+
+        Args:
+            texts: states that enter the memory's layer, `[1, seq, hidden]`, and their tokens, `[1, seq]`.
+            ridge: of the codes' least squares.
+            seed: of the random turn of values.
+        """
+        mixer = self._mixer
+        if not isinstance(mixer, CopiedMemory) or bool(mixer.memory_codes.weight.any()):
+            return
+        layer: Any = self.model.model.layers[self.start_layer]
+        states = torch.cat([layer.input_layernorm(states[0]).float() for states, _ in texts])
+        tokens = torch.cat([ids[0] for _, ids in texts])
+        inputs: Any = mixer.memory.inputs
+        inputs.initialise_values(inputs.seen(states), tokens, torch.Generator().manual_seed(seed))
+        mixer.memory_codes.initialise(self.model.lm_head.weight, self._values(states), tokens, ridge)
+
+    @property
+    def _mixer(self) -> AddedMemory | CopiedMemory:
+        mixer: Any = self.model.model.layers[self.start_layer].self_attn
+        return cast(AddedMemory | CopiedMemory, mixer)
+
+    def _values(self, hidden_states: Tensor) -> Tensor:
+        """Return the values of tokens as a read gives them: `[seq, hidden]` to `[seq, heads x value_dim]`."""
+        branch: Any = self._mixer.memory
+        values = branch.inputs.v_proj(branch.inputs.seen(hidden_states)).float()
+        values = values.unflatten(-1, (branch.num_key_value_heads, -1))
+        values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
+        return cast(Tensor, (values * branch.memory.norm_weight.float()).flatten(1))

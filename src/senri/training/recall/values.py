@@ -114,7 +114,7 @@ class ValueDecoding(Objective):
         super().__init__(model)
         self.context = context
         self.start_layer, self.interference, self.faintest = start_layer, interference, faintest
-        check_added_memory(model, start_layer, "values")
+        check_branch(model, start_layer, "values", AddedMemory)
         self.register_buffer("mean", torch.zeros(model.config.hidden_size), persistent=False)
         self.mean: Tensor
 
@@ -247,22 +247,25 @@ class ValueDecoding(Objective):
         return found.flatten(2)
 
 
-def check_added_memory(model: SenriForCausalLM, start_layer: int, loss: str) -> None:
-    """Check that a model has one memory, of the kind that is trained without the layers above.
+def check_branch(model: SenriForCausalLM, start_layer: int, loss: str, *kinds: type) -> None:
+    """Check that a model has one memory, of a kind that is trained without the layers above.
 
     Args:
         model: a Senri model.
         start_layer: where the memory must be.
         loss: for the error.
+        kinds: of its mixer.
 
     Raises:
         SenriError: a memory of another kind, or several.
     """
     layers = sorted(model.model.memory_branches())
     mixer: Any = model.model.layers[start_layer].self_attn
-    right = isinstance(mixer, AddedMemory) and isinstance(mixer.memory, MemoryBranch) and layers == [start_layer]
-    if not right or mixer.memory.config.projections != "own" or mixer.memory.config.normaliser != "rmsnorm":
+    branch: Any = getattr(mixer, "memory", None)
+    right = isinstance(mixer, kinds) and isinstance(branch, MemoryBranch) and layers == [start_layer]
+    if not right or branch.config.projections != "own" or branch.config.normaliser != "rmsnorm":
         raise SenriError(
-            f"the loss {loss} needs one memory that is added to attention, with own projections and the normaliser "
-            f"rmsnorm, but the model has another kind in its layers {layers}: leave the stage out."
+            f"the loss {loss} needs one memory beside attention (memory.combine add, or copy for finding), with "
+            f"own projections and the normaliser rmsnorm, but the model has another kind in its layers {layers}: "
+            f"leave the stage out."
         )
