@@ -125,6 +125,8 @@ def solve_finding(objective: Finding, batches: FindingBatches, recipe: Recipe, c
         recipe: of the run.
         config: of the stage.
     """
+    if not objective.starts_from_nothing:
+        return
     assert recipe.training.recall is not None and config.max_steps is not None
     finding, size = recipe.training.recall.finding, recipe.training.batch_size
     first = config.max_steps * size

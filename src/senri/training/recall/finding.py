@@ -128,9 +128,14 @@ class Finding(Objective):
             values = F.normalize(values - values.mean(0), dim=-1)
         return read.flatten(2), values, self._mixer.memory_read.logits(read, tail).mean(-1)
 
+    @property
+    def starts_from_nothing(self) -> bool:
+        """Whether this is a memory that copies and has no codes yet."""
+        return isinstance(self._mixer, CopiedMemory) and not bool(self._mixer.memory_codes.weight.any())
+
     @torch.no_grad()
     def solve(self, texts: Sequence[tuple[Tensor, Tensor]], ridge: float, seed: int) -> None:
-        """Set values and codes of a memory that copies and has learnt nothing, in closed form.
+        """Set values and codes in closed form, where the memory `starts_from_nothing`.
 
         Args:
             texts: states that enter the memory's layer, `[1, seq, hidden]`, and their tokens, `[1, seq]`.
@@ -138,8 +143,7 @@ class Finding(Objective):
             seed: of the random turn of values.
         """
         mixer = self._mixer
-        if not isinstance(mixer, CopiedMemory) or bool(mixer.memory_codes.weight.any()):
-            return
+        assert isinstance(mixer, CopiedMemory)
         layer: Any = self.model.model.layers[self.start_layer]
         states = torch.cat([layer.input_layernorm(states[0]).float() for states, _ in texts])
         tokens = torch.cat([ids[0] for _, ids in texts])
