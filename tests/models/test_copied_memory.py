@@ -63,6 +63,22 @@ def test_everything_of_it_learns(build: Callable[..., SenriForCausalLM], ids: Te
     assert all(part.grad.any() for part in (*parts, mixer.memory.inputs.k_proj.weight))
 
 
+def test_gradient_checkpointing_that_would_lose_gradients_is_refused(
+    build: Callable[..., SenriForCausalLM], ids: Tensor
+) -> None:
+    model = build("copy").train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    with pytest.raises(SenriError, match="gradients of a memory that the head says"):
+        model(ids, labels=ids, use_cache=False)
+    plain = build("copy").train()
+    plain(ids, labels=ids, use_cache=False).loss.backward()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(ids, labels=ids, use_cache=False).loss.backward()
+    for (name, mine), (_, wanted) in zip(model.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, wanted.grad, msg=name, **TOLERANCE)
+
+
 @torch.no_grad()
 def test_codes_are_kept_until_something_changes(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
     model = build("copy")

@@ -42,6 +42,7 @@ ADD = {
         "short_convolution": 2,
     },
 }
+COPY = {"memory_layers": [1], "memory": {**ADD["memory"], "combine": "copy", "learned_read_strength": True}}
 MULTI = {"memory_layers": [1], **WINDOW, "memory": {"type": "multi", "segment_length": 3}}
 HIERARCHICAL = {"memory_layers": [1], "memory": {"type": "hierarchical", "segment_length": 2, "combine": "alone"}}
 ORTHOGONAL = {"memory_layers": [1], **WINDOW, "memory": {"type": "orthogonal", "segment_length": 3}}
@@ -126,6 +127,15 @@ class TestLlamaWindowAndMemory(Common, unittest.TestCase):
 @pytest.mark.slow
 class TestLlamaAddedMemory(Common, unittest.TestCase):
     settings: ClassVar = {"base_model_type": "llama", "num_key_value_heads": 1, **ADD}
+
+
+@pytest.mark.slow
+class TestLlamaCopiedMemory(Common, unittest.TestCase):
+    settings: ClassVar = {"base_model_type": "llama", "num_key_value_heads": 1, **COPY}
+
+    @unittest.skip("a memory that the head says refuses it (tests/models/test_copied_memory.py)")
+    def test_training_gradient_checkpointing_use_reentrant_true(self) -> None:
+        pass
 
 
 @pytest.mark.slow

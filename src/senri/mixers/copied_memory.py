@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from senri.errors import SenriError
 from senri.mixers.added_memory import ReadStrength
 from senri.mixers.branches import build_branch
 from senri.mixers.context import MixerMasks
@@ -124,10 +125,19 @@ class CopiedMemory(SoftmaxAttention):
 
         Returns:
             Log-probabilities in the dtype of the logits; the logits as they are where nothing was read.
+
+        Raises:
+            SenriError: the memory's gradients would be lost.
         """
         if self.found is None:
             return logits
         (read, strength), self.found = self.found, None
+        is_trained = any(parameter.requires_grad for parameter in self.memory.parameters())
+        if torch.is_grad_enabled() and is_trained and not read.requires_grad:
+            raise SenriError(
+                "reentrant gradient checkpointing would lose the gradients of a memory that the head says: set "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
         strength = strength[:, kept].float().unsqueeze(-1)
         copied = F.logsigmoid(strength) + self.memory_codes(read[:, kept], embeddings)
         alone = F.logsigmoid(-strength) + logits.float().log_softmax(-1)
