@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import yaml
@@ -324,3 +325,18 @@ def test_the_recipe_says_finds_and_recalls_and_goes_on_where_it_was(
     ):
         with pytest.raises(SenriError, match=message):
             ConfigManager(recipe, [word])
+
+
+def test_a_recipe_of_a_copying_memory_runs_to_its_file(recipe_file: Path) -> None:
+    path = recall_recipe(recipe_file)
+    words = [
+        *("model.changes.memory.combine=copy", "model.changes.memory.whitened_inputs=true"),
+        *("training.stages.memory.loss=finding", "training.stages.memory.train=finding"),
+    ]
+    outcome = ThreeStageTrainer(ConfigManager(path, words)).train()
+    assert outcome.finished
+    kept = safetensors.torch.load_file(outcome.folder / "memory.safetensors")
+    own = {name.split("self_attn.")[1]: tensor for name, tensor in kept.items()}
+    assert own["memory_codes.weight"].any() and not torch.equal(own["memory.inputs.whitening.weight"], torch.eye(32))
+    model = SenriForCausalLM.from_pretrained(outcome.folder / "model")
+    assert all(torch.equal(parameter, kept[name]) for name, parameter in model.named_parameters() if name in kept)
