@@ -285,8 +285,7 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
             past_key_values = self._session_cache(inputs, attention_mask, update_memory)
             if past_key_values is not None:
                 use_cache, attention_mask = True, None
-        copying = [layer.self_attn for layer in self.model.layers if isinstance(layer.self_attn, CopiedMemory)]
-        for mixer in copying:
+        for mixer in self._copying():
             mixer.found = None
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -299,10 +298,7 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
         assert hidden_states is not None
-        logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
-        for mixer in copying:
-            kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)
-            logits = mixer.say(logits, self.lm_head.weight, kept)
+        logits = self.say(hidden_states, logits_to_keep)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -313,6 +309,22 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def say(self, hidden_states: Tensor, logits_to_keep: int | Tensor = 0) -> Tensor:
+        """Return the logits of the decoder's last hidden states, with what copying memories found in the same run.
+
+        Args:
+            hidden_states: `[batch, seq, hidden]`, all that the decoder returned.
+            logits_to_keep: as in `forward`.
+        """
+        logits: Tensor = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)
+        for mixer in self._copying():
+            logits = mixer.say(logits, self.lm_head.weight, kept)
+        return logits
+
+    def _copying(self) -> list[CopiedMemory]:
+        return [layer.self_attn for layer in self.model.layers if isinstance(layer.self_attn, CopiedMemory)]
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)

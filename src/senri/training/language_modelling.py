@@ -72,7 +72,7 @@ class LanguageModelling(SegmentedObjective):
         cache = None if cache is None else peek_cache(cache)
         inputs = {"input_ids": ids} if lower is None else {"inputs_embeds": lower, "start_layer": self.start_layer}
         out = self.model.model(**inputs, past_key_values=cache, use_cache=cache is not None)
-        logits = self.model.lm_head(out.last_hidden_state).flatten(0, 1).float()
+        logits = self.model.say(out.last_hidden_state).flatten(0, 1).float()
         loss = F.cross_entropy(logits, targets.flatten(), reduction="sum")
         if wanted is not None:
             divergence = F.kl_div(
