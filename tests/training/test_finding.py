@@ -333,6 +333,8 @@ def test_a_recipe_of_a_copying_memory_runs_to_its_file(recipe_file: Path) -> Non
         *("model.changes.memory.combine=copy", "model.changes.memory.whitened_inputs=true"),
         *("training.stages.memory.loss=finding", "training.stages.memory.train=finding"),
     ]
+    with pytest.raises(SenriError, match="with memory.combine 'copy' none does"):
+        ThreeStageTrainer(ConfigManager(path, [words[0], "experiment.name=heard"])).train()
     outcome = ThreeStageTrainer(ConfigManager(path, words)).train()
     assert outcome.finished
     kept = safetensors.torch.load_file(outcome.folder / "memory.safetensors")

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from senri.errors import SenriError
+from senri.mixers import CopiedMemory
 from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
 from senri.training.answers import AnswersOnly
 from senri.training.recall.weighing import answer_shares, begins_answer
@@ -29,6 +31,11 @@ class Recall(AnswersOnly):
 
     def __init__(self, *segments: Any, kinds: Sequence[str], first_share: float, kl_weight: float) -> None:
         super().__init__(*segments)
+        if any(isinstance(layer.self_attn, CopiedMemory) for layer in self.model.model.layers):
+            raise SenriError(
+                "the loss recall teaches the layers above a memory to hear it, but with memory.combine 'copy' none "
+                "does: leave the stage out, or set its loss to finding."
+            )
         self.kinds, self.first_share, self.kl_weight = tuple(kinds), first_share, kl_weight
 
     def forward(  # type: ignore[override]
