@@ -88,6 +88,8 @@ def test_a_model_or_base_that_does_not_fit_is_refused(base: Any) -> None:
     with pytest.raises(SenriError, match="no memory to distil into"):
         Distillation(SenriForCausalLM(SenriConfig(**SIZES)), base)
     del base.model.layers[2:]
+    with pytest.raises(SenriError, match="memory.combine 'copy' has the base's"):
+        Distillation(tiny_model("copy"), base)
     with pytest.raises(SenriError, match="no layer 3"):
         Distillation(tiny_model("add"), base)
 

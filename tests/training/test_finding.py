@@ -218,7 +218,7 @@ def test_values_and_codes_of_a_copying_memory_are_solved(finding_batches: Any, m
     assert not objective(model, batches).starts_from_nothing
     states, ids = (torch.cat(parts, dim=1) for parts in zip(*texts, strict=True))
     with torch.no_grad():
-        values = objective(model, batches)._values(model.model.layers[RECALL_LAYER].input_layernorm(states[0]))
+        values = objective(model, batches).values(states[0])
         said = mixer.memory_codes(values - values.mean(0), model.lm_head.weight).argmax(-1)
     common = torch.bincount(ids[0]).max() / ids.shape[1]
     assert (said == ids[0]).float().mean() > 1.5 * common
@@ -258,7 +258,11 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
         *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found"),
     }
     copied = {name.removeprefix(prefix) for name in trained_names(copying())}
-    assert copied == names | {"memory_codes.weight", "memory_codes.sharpness"}
+    # Values are solved with the codes, so they must be kept with them.
+    assert copied == names | {
+        *("memory_codes.weight", "memory_codes.sharpness"),
+        *("memory.inputs.v_proj.weight", "memory.inputs.v_proj.bias"),
+    }
 
 
 def test_a_chat_ends_with_the_end_of_text(
@@ -339,6 +343,11 @@ def test_a_recipe_of_a_copying_memory_runs_to_its_file(recipe_file: Path) -> Non
     assert outcome.finished
     kept = safetensors.torch.load_file(outcome.folder / "memory.safetensors")
     own = {name.split("self_attn.")[1]: tensor for name, tensor in kept.items()}
+    start = SenriForCausalLM.from_pretrained(outcome.folder / "start")
+    of_start = start.model.layers[RECALL_LAYER].self_attn.memory.inputs.v_proj.weight
+    assert (
+        own["memory.inputs.v_proj.weight"] - of_start
+    ).abs().mean() > 0.1 * of_start.abs().mean()  # solved, and kept
     assert own["memory_codes.weight"].any() and not torch.equal(own["memory.inputs.whitening.weight"], torch.eye(32))
     model = SenriForCausalLM.from_pretrained(outcome.folder / "model")
     assert all(torch.equal(parameter, kept[name]) for name, parameter in model.named_parameters() if name in kept)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.modeling_utils import slice_logits_to_keep
 
 from senri.errors import SenriError
 from senri.mixers.added_memory import ReadStrength
@@ -115,13 +116,13 @@ class CopiedMemory(SoftmaxAttention):
             let_pass(hidden_states, past_key_values, self.layer_idx)
         return super().forward(hidden_states, masks, position_embeddings, past_key_values, **kwargs)
 
-    def say(self, logits: Tensor, embeddings: Tensor, kept: slice | Tensor) -> Tensor:
+    def say(self, logits: Tensor, embeddings: Tensor, logits_to_keep: int | Tensor) -> Tensor:
         """Mix what was found into the model's logits, and forget it.
 
         Args:
-            logits: `[batch, positions, vocabulary]`.
+            logits: `[batch, positions, vocabulary]`; `[positions, vocabulary]` where a mask chose them.
             embeddings: of all tokens, `[vocabulary, hidden_size]`.
-            kept: which positions these are.
+            logits_to_keep: which positions these are, as in transformers' `slice_logits_to_keep`.
 
         Returns:
             Log-probabilities in the dtype of the logits; the logits as they are where nothing was read.
@@ -138,7 +139,8 @@ class CopiedMemory(SoftmaxAttention):
                 "reentrant gradient checkpointing would lose the gradients of a memory that the head says: set "
                 "gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
-        strength = strength[:, kept].float().unsqueeze(-1)
-        copied = F.logsigmoid(strength) + self.memory_codes(read[:, kept], embeddings)
+        read = slice_logits_to_keep(read, logits_to_keep)
+        strength = slice_logits_to_keep(strength.float().unsqueeze(-1), logits_to_keep)
+        copied = F.logsigmoid(strength) + self.memory_codes(read, embeddings)
         alone = F.logsigmoid(-strength) + logits.float().log_softmax(-1)
         return torch.logaddexp(copied, alone).to(logits.dtype)

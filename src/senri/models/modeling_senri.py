@@ -315,12 +315,11 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
 
         Args:
             hidden_states: `[batch, seq, hidden]`, all that the decoder returned.
-            logits_to_keep: as in `forward`.
+            logits_to_keep: as in `forward`, or a mask `[batch, seq]`; the result is then `[positions, vocabulary]`.
         """
         logits: Tensor = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
-        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep or None, None)
         for mixer in self._copying():
-            logits = mixer.say(logits, self.lm_head.weight, kept)
+            logits = mixer.say(logits, self.lm_head.weight, logits_to_keep)
         return logits
 
     def _copying(self) -> list[CopiedMemory]:

@@ -67,7 +67,7 @@ class AnswersOnly(SegmentedObjective):
         # Shorter questions are filled up behind their end, which no earlier token sees.
         hidden = self.model.model(ids, position_ids=columns, past_key_values=memory, use_cache=True).last_hidden_state
         before_answer = is_answer[:, 1:]
-        logits = self.model.say(hidden)[:, :-1][before_answer].float()
+        logits = self.model.say(hidden, F.pad(before_answer, (0, 1))).float()
         targets = ids[:, 1:][before_answer]
         return {
             "loss": F.cross_entropy(logits, targets),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from senri.errors import SenriError
+from senri.mixers import CopiedMemory
 from senri.mixers.context import MixerMasks
 from senri.models.masks import create_senri_masks
 from senri.models.modeling_senri import SenriForCausalLM
@@ -34,6 +35,11 @@ class Distillation(Objective):
         self.layers = sorted(model.model.memory_branches())
         if not self.layers:
             raise SenriError("the model has no memory to distil into: set training.stages.distill.enabled=false.")
+        if any(isinstance(model.model.layers[layer].self_attn, CopiedMemory) for layer in self.layers):
+            raise SenriError(
+                "distillation fits the output of mixers with a memory to the base's, but one of memory.combine 'copy' "
+                "has the base's: set training.stages.distill.enabled=false."
+            )
         self._base = [_BaseLayers(base, self.layers)]  # in a list: it is neither trained nor saved
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from senri.memory.input_whitening import InputWhitening
+from senri.mixers import CopiedMemory
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Train
 
@@ -22,8 +23,8 @@ _VALUES = (
 
 
 _FINDING = ("memory.inputs.", "memory_read.", "memory_codes.")
-"""What decides whether a query meets its key, and as which token a read is said, beginnings of names; without
-`v_proj`, which makes the values."""
+"""What decides whether a query meets its key, and as which token a read is said, beginnings of names; `v_proj`, which
+makes the values, only where they have codes: the layers above a memory that is added have learnt to hear its values."""
 
 
 def choose_trained(model: SenriForCausalLM, train: Train) -> None:
@@ -32,17 +33,22 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
     Args:
         model: a Senri model.
         train: `values`: what makes the memories' values and adds those that were found, and queries and keys;
-            `finding`: what makes queries, keys, write and read strengths; `answering`: these and what adds reads, for
-            values stay centred where they are not trained; `memory`: all of the memories, their gates
-            and output projections; `mixers`: all of the mixers that have a memory; `all`: everything.
+            `finding`: what makes queries, keys, write and read strengths, and of memories that copy values and codes;
+            `answering`: these and what adds reads, for values stay centred where they are not trained; `memory`: all
+            of the memories, their gates and output projections; `mixers`: all of the mixers that have a memory;
+            `all`: everything.
     """
     mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
     fixed = {id(parameter) for parameter in _measured(model)}
+    copied = {mixer for mixer in mixers if isinstance(model.get_submodule(mixer.removesuffix(".")), CopiedMemory)}
     for name, parameter in model.named_parameters():
-        in_mixer = next((name.removeprefix(mixer) for mixer in mixers if name.startswith(mixer)), None)
+        mixer = next((mixer for mixer in mixers if name.startswith(mixer)), None)
+        in_mixer = None if mixer is None else name.removeprefix(mixer)
         chosen = {
             "values": in_mixer is not None and in_mixer in _VALUES,
-            "finding": in_mixer is not None and in_mixer.startswith(_FINDING) and "v_proj" not in in_mixer,
+            "finding": in_mixer is not None
+            and in_mixer.startswith(_FINDING)
+            and ("v_proj" not in in_mixer or mixer in copied),
             "answering": in_mixer is not None and in_mixer.startswith("memory") and "v_proj" not in in_mixer,
             "memory": in_mixer is not None and in_mixer.startswith("memory"),
             "mixers": in_mixer is not None,

@@ -75,7 +75,7 @@ class Finding(Objective):
             said: `[questions, tail]`, log-probability that the model without memory gives that token.
             kinds: `[questions]`, what each asks for, as its place in `self.kinds`; -1 for plain text that goes on.
         """
-        read, values, strengths = self.read(states, asking)
+        read, strengths = self.read(states, asking)
         row, column = (targets >= 0).nonzero(as_tuple=True)
         wanted, alone = targets[row, column], said[row, column]
         places = torch.arange(ids.shape[1], device=ids.device)
@@ -85,6 +85,8 @@ class Finding(Objective):
             pointed = pointer.gather(1, wanted[:, None])[:, 0].clamp(min=_NOWHERE)
             correct = (pointer.argmax(-1) == wanted).float()
         else:
+            values = self.values(states[0])
+            values = F.normalize(values - values.mean(0), dim=-1)
             likeness = self.sharpness * F.normalize(read[row, column].float(), dim=-1) @ values.T
             pointed = likeness.log_softmax(-1).masked_fill(~is_right, 2 * _NOWHERE).logsumexp(-1).clamp(min=_NOWHERE)
             correct = is_right.gather(1, likeness.argmax(-1, keepdim=True))[:, 0].float()
@@ -109,13 +111,12 @@ class Finding(Objective):
             found["text"] = strength[is_text].mean()
         return {"loss": loss, **found}
 
-    def read(self, states: Tensor, asking: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, states: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
         """Write a text, then read (and write) each question after it.
 
         Returns:
-            The reads `[questions, tail, heads x value_dim]`; the values of the text's tokens as a read gives them,
-            less their mean, of length one, `[seq, heads x value_dim]`; the logits of the read strength
-            `[questions, tail]`, the mean over heads.
+            The reads `[questions, tail, heads x value_dim]`; the logits of the read strength `[questions, tail]`, the
+            mean over heads.
         """
         layer: Any = self.model.model.layers[self.start_layer]
         branch: Any = self._mixer.memory
@@ -123,10 +124,7 @@ class Finding(Objective):
         state = branch.write(text, branch.init_state(1, text.device))
         state = {name: part.expand(len(tail), *part.shape[1:]) for name, part in state.items()}
         read = branch(tail, state)[0].transpose(1, 2)
-        with torch.no_grad():
-            values = self._values(text[0])
-            values = F.normalize(values - values.mean(0), dim=-1)
-        return read.flatten(2), values, self._mixer.memory_read.logits(read, tail).mean(-1)
+        return read.flatten(2), self._mixer.memory_read.logits(read, tail).mean(-1)
 
     @property
     def starts_from_nothing(self) -> bool:
@@ -144,22 +142,31 @@ class Finding(Objective):
         """
         mixer = self._mixer
         assert isinstance(mixer, CopiedMemory)
-        layer: Any = self.model.model.layers[self.start_layer]
-        states = torch.cat([layer.input_layernorm(states[0]).float() for states, _ in texts])
+        states = torch.cat([states[0] for states, _ in texts])
         tokens = torch.cat([ids[0] for _, ids in texts])
         inputs: Any = mixer.memory.inputs
-        inputs.initialise_values(inputs.seen(states), tokens, torch.Generator().manual_seed(seed))
-        mixer.memory_codes.initialise(self.model.lm_head.weight, self._values(states), tokens, ridge)
+        inputs.initialise_values(self._seen(states), tokens, torch.Generator().manual_seed(seed))
+        mixer.memory_codes.initialise(self.model.lm_head.weight, self.values(states), tokens, ridge)
+
+    @torch.no_grad()
+    def values(self, states: Tensor) -> Tensor:
+        """Return the values of tokens as a read gives them, `[seq, heads x value_dim]`.
+
+        Args:
+            states: what enters `start_layer`, `[seq, hidden]`.
+        """
+        branch: Any = self._mixer.memory
+        values = branch.inputs.v_proj(self._seen(states)).float().unflatten(-1, (branch.num_key_value_heads, -1))
+        values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
+        return cast(Tensor, (values * branch.memory.norm_weight.float()).flatten(1))
+
+    def _seen(self, states: Tensor) -> Tensor:
+        """Return what the memory's projections see of states that enter the layer."""
+        layer: Any = self.model.model.layers[self.start_layer]
+        inputs: Any = self._mixer.memory.inputs
+        return cast(Tensor, inputs.seen(layer.input_layernorm(states)))
 
     @property
     def _mixer(self) -> AddedMemory | CopiedMemory:
         mixer: Any = self.model.model.layers[self.start_layer].self_attn
         return cast(AddedMemory | CopiedMemory, mixer)
-
-    def _values(self, hidden_states: Tensor) -> Tensor:
-        """Return the values of tokens as a read gives them: `[seq, hidden]` to `[seq, heads x value_dim]`."""
-        branch: Any = self._mixer.memory
-        values = branch.inputs.v_proj(branch.inputs.seen(hidden_states)).float()
-        values = values.unflatten(-1, (branch.num_key_value_heads, -1))
-        values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
-        return cast(Tensor, (values * branch.memory.norm_weight.float()).flatten(1))
