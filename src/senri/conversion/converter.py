@@ -167,6 +167,8 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
         how["memory.basis"] = f"eigenvectors of the keys on {text}" if is_measured else "the identity"
     if memory.calibration == "whiten":
         how |= dict.fromkeys(("_mean", "_whitening"), f"measured on {text}")
+    if memory.whitened_inputs:
+        how |= dict.fromkeys(("inputs.whitening.weight", "inputs.whitening.bias"), f"measured on {text}")
     if memory.projections == "own" and not fits_base(config):
         for ending in (f"{one}_proj.{kind}" for one in "qkv" for kind in ("weight", "bias")):
             how[f"memory.inputs.{ending}"] = f"random, whitened on {text}"
