@@ -68,14 +68,17 @@ def test_an_added_branch_starts_as_the_base(bases, tmp_path: Path, kind: str) ->
     assert (logits(result.model) - logits(bases.make(kind))).abs().max() <= 1e-4
 
 
-def test_a_memory_that_the_head_says_starts_with_whitening_and_no_codes(bases, tmp_path: Path) -> None:
-    sizes = {"num_heads": 2, "num_key_value_heads": 2, "key_dim": 5, "value_dim": 7}
+def test_a_memory_that_the_head_says_starts_with_whitening_and_codes(bases, tmp_path: Path) -> None:
+    sizes = {"num_heads": 2, "num_key_value_heads": 2, "key_dim": 5, "value_dim": 8}
     kind = {"combine": "copy", "projections": "own", "normaliser": "rmsnorm", "learned_read_strength": True}
     memory = MemoryConfig(**kind, **sizes, whitened_inputs=True, copy_sharpness=9.0)
     preset = Preset(memory_layers=[1], memory=memory)
     result = convert(bases.save("llama", tmp_path / "base"), preset, calibration=settings())
     mixer = result.model.model.layers[1].self_attn
-    assert not mixer.memory_codes.weight.any() and not torch.equal(mixer.memory.inputs.whitening.weight, torch.eye(32))
+    embeddings = result.model.model.embed_tokens.weight.detach()
+    phases = embeddings @ mixer.memory_codes.frequencies.detach().T
+    assert 1.0 < phases.var(0).mean() < 20.0, phases.var(0)  # 0.25 for each of 32 directions
+    assert not torch.equal(mixer.memory.inputs.whitening.weight, torch.eye(32))
     sources = {row.name.split("self_attn.")[1]: row.source for row in result.table.rows if row.action == "created"}
     assert "measured on" in sources["memory.inputs.whitening.weight"]
     assert sources["memory_codes.sharpness"] == "memory.copy_sharpness 9.0"

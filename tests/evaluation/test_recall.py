@@ -70,8 +70,15 @@ def small() -> Any:
 
 @pytest.mark.parametrize(
     "memory",
-    [{}, {"value_dim": 12}, {"rule": "gated_delta", "decay": 0.9}, {"rule": "linear"}, {"token_shift": False}],
-    ids=["more keys than values", "square", "gated", "linear", "unshifted"],
+    [
+        {},
+        {"value_dim": 12},
+        {"rule": "gated_delta", "decay": 0.9},
+        {"rule": "linear"},
+        {"token_shift": False},
+        {"combine": "copy", "learned_read_strength": True},
+    ],
+    ids=["more keys than values", "square", "gated", "linear", "unshifted", "copying"],
 )
 def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
     # Two layers below the memory see 2 * 16 tokens back: with 40 tokens behind each place, nothing is left out.

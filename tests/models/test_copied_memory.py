@@ -1,4 +1,4 @@
-"""A memory whose reads are said at the head: what is mixed, what stays the base's, and how codes are solved."""
+"""A memory whose reads are said at the head: what is mixed, what stays the base's, and codes that tell tokens apart."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from senri.errors import SenriError
 from senri.memory import MemoryConfig
-from senri.mixers import TokenCodes
+from senri.memory.token_codes import TokenCodes
 from senri.models import SenriForCausalLM
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -24,10 +24,11 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
     mixer, found = model.model.layers[1].self_attn, []
     mixer.register_forward_hook(lambda module, _args, _out: found.append(module.found))
     said = model(ids).logits
-    (read, strength), embeddings = found[0], model.lm_head.weight
+    (read, strength), embeddings = found[0], model.model.embed_tokens.weight
     with model.memory_disabled():
         alone = model(ids).logits.softmax(-1)
-    codes = [mixer.memory_codes.weight @ (embedding - embeddings.mean(0)) for embedding in embeddings]
+    phases = [mixer.memory_codes.frequencies @ embedding for embedding in embeddings]
+    codes = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
     for row, position in ((0, 0), (0, 28), (1, 7)):
         likeness = torch.stack([F.cosine_similarity(read[row, position], code, dim=0) for code in codes])
         share = strength[row, position].sigmoid()
@@ -59,7 +60,7 @@ def test_everything_of_it_learns(build: Callable[..., SenriForCausalLM], ids: Te
     model = build("copy")
     model(ids, labels=ids).loss.backward()
     mixer = model.model.layers[1].self_attn
-    parts = (mixer.memory_codes.weight, mixer.memory_codes.sharpness, mixer.memory_read.proj.weight)
+    parts = (mixer.memory_codes.frequencies, mixer.memory_codes.sharpness, mixer.memory_read.proj.weight)
     assert all(part.grad.any() for part in (*parts, mixer.memory.inputs.k_proj.weight))
 
 
@@ -83,27 +84,51 @@ def test_gradient_checkpointing_that_would_lose_gradients_is_refused(
 def test_codes_are_kept_until_something_changes(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
     model = build("copy")
     codes, before = model.model.layers[1].self_attn.memory_codes, model(ids).logits
-    assert codes.codes(model.lm_head.weight) is codes.codes(model.lm_head.weight)
-    codes.weight.mul_(-1)
+    embeddings = model.model.embed_tokens.weight
+    assert codes._table(embeddings) is codes._table(embeddings)
+    codes.frequencies.mul_(0.5)
     changed = model(ids).logits
     assert not torch.allclose(changed, before, **TOLERANCE)
-    codes.weight.mul_(-1)
+    codes.frequencies.mul_(2)
     torch.testing.assert_close(model(ids).logits, before, **TOLERANCE)
 
 
 @torch.no_grad()
-def test_codes_are_solved_from_values() -> None:
-    """Values that are a map of embeddings, and noise, are told apart by the codes."""
+def test_codes_of_tokens_have_nothing_in_common() -> None:
+    """Embeddings that are nearly the same, in directions of very unequal size, and a read that holds others too."""
     generator = torch.Generator().manual_seed(0)
-    embeddings, turn = torch.randn(50, 8, generator=generator) + 2.0, torch.randn(8, 12, generator=generator)
-    tokens = torch.randint(0, 50, (2000,), generator=generator)
-    values = embeddings[tokens] @ turn + 0.3 * torch.randn(2000, 12, generator=generator) + 1.0
-    codes = TokenCodes(8, 12, 20.0)
-    codes.initialise(embeddings, values, tokens, 1e-6)
-    torch.testing.assert_close(codes.weight, turn.T, atol=0.05, rtol=0)
-    said = codes(values - values.mean(0), embeddings)
-    assert (said.argmax(-1) == tokens).float().mean() > 0.95
-    torch.testing.assert_close(said.exp().sum(-1), torch.ones(2000))
+    size = torch.logspace(-3, 0, 64)
+    embeddings = torch.randn(300, 64, generator=generator) * size + 2.0
+    codes = TokenCodes(64, 256, 28.0, 0.02)
+    codes.initialise(embeddings)
+    values = codes.codes(embeddings)
+    torch.testing.assert_close(values.square().mean(-1), torch.ones(300))
+    likeness = values @ values.T / 256
+    assert likeness.fill_diagonal_(0).abs().max() < 0.4 and likeness.abs().mean() < 0.06
+    read = 0.3 * values[7] + 0.25 * values[8] + 0.1 * values[9:40].sum(0) / 31**0.5
+    said = codes(read, embeddings)
+    assert said.argmax() == 7
+    torch.testing.assert_close(said.exp().sum(-1), torch.tensor(1.0))
+
+
+@torch.no_grad()
+def test_what_is_written_are_the_codes_of_the_tokens(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
+    """Whether tokens come as ids, as embeddings, or beside the states of a stretch of layers; in parts, or packed."""
+    model = build("copy")
+    mixer = model.model.layers[1].self_attn
+    embeddings = model.model.embed_tokens(ids)
+    codes, given = mixer.memory_codes.codes(embeddings), []
+    mixer.memory.inputs.register_forward_hook(lambda _module, _args, out: given.append(out[0].v))
+    wanted = model(ids).logits
+    torch.testing.assert_close(given[0].transpose(1, 2).flatten(2), codes)
+    torch.testing.assert_close(model(inputs_embeds=embeddings).logits, wanted, **TOLERANCE)
+    lower = model.model(ids, stop_layer=1).last_hidden_state
+    above = model.model(ids, inputs_embeds=lower, start_layer=1).last_hidden_state
+    torch.testing.assert_close(model.say(above), wanted, **TOLERANCE)
+    with pytest.raises(SenriError, match="pass input_ids beside inputs_embeds"):
+        model.model(inputs_embeds=lower, start_layer=1)
+    with pytest.raises(ValueError, match="exactly one"):
+        model.model(ids, inputs_embeds=embeddings)
 
 
 def test_what_copying_needs_is_asked_for() -> None:
@@ -113,3 +138,5 @@ def test_what_copying_needs_is_asked_for() -> None:
         MemoryConfig(combine="copy", normaliser="rmsnorm", learned_read_strength=True)
     with pytest.raises(SenriError, match="copy_sharpness is 0.0"):
         MemoryConfig(copy_sharpness=0.0)
+    with pytest.raises(SenriError, match="all heads have 7 numbers together"):
+        TokenCodes(4, 7, 28.0, 0.02)

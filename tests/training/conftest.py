@@ -69,6 +69,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
 MEMORIES["copy"] = MEMORIES["add"] | {
     "memory": MEMORIES["add"]["memory"]
     | {"combine": "copy", "learned_read_strength": True, "eps": 0.1, "copy_sharpness": 8.0}
+    | {"num_heads": 2, "num_key_value_heads": 2}
 }
 
 
@@ -170,7 +171,7 @@ def recall_values(**changes: Any) -> dict[str, Any]:
     """Return the recipe's settings for small texts."""
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
     values["haystacks"] |= SMALL | changes
-    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0, "solve_texts": 3, "ridge": 0.01}
+    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0}
     values["answering"] |= {"lengths": LENGTHS, "text_tokens": 12}
     values["window"] = {"shortest": 2, "longest": 7}  # of the 8 that the small models have
     return values

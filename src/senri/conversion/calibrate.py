@@ -23,7 +23,7 @@ from senri.data import TokenStream, chunks, open_document
 from senri.errors import SenriError
 from senri.memory import MemoryBranch, OrthogonalBasisMemory
 from senri.memory.calibration import GateLeastSquares, RunningMoments, whitening_matrix
-from senri.mixers import SoftmaxAttention, WindowMemory
+from senri.mixers import CopiedMemory, SoftmaxAttention, WindowMemory
 from senri.mixers.context import BandedMask, MixerMasks
 from senri.models.configuration_senri import SenriConfig
 from senri.models.modeling_senri import SenriForCausalLM, SenriModel
@@ -138,6 +138,8 @@ def calibrate(
             generator.set_state(shared_start)
         if memory.projections == "own" and not fits_base(config):
             _start_own_projections(mixer, seen, generator)
+        if isinstance(mixer, CopiedMemory):
+            mixer.memory_codes.initialise(model.model.embed_tokens.weight)
         if isinstance(mixer.memory, MemoryBranch):
             _measure_keys(mixer, seen, settings.relative_floor)
         if _solves_gate(config, settings):

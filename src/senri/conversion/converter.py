@@ -147,7 +147,7 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
     if memory.combine == "add":
         how["memory_o_proj.weight"] = "zeros: a fresh branch adds nothing"
     if memory.combine == "copy":
-        how["memory_codes.weight"] = "zeros: all tokens are alike"
+        how["memory_codes.frequencies"] = "random, whitened on the embeddings of all tokens"
         how["memory_codes.sharpness"] = f"memory.copy_sharpness {memory.copy_sharpness}"
     if memory.combine in ("add", "copy"):
         how |= {

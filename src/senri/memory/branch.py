@@ -67,7 +67,7 @@ class MemoryBranch(nn.Module):
         self,
         hidden_states: Tensor,
         state: LayerState,
-        shared: tuple[Tensor, Tensor, Tensor] | None = None,
+        shared: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, LayerState]:
         """Read and write a run of tokens.
@@ -75,8 +75,8 @@ class MemoryBranch(nn.Module):
         Args:
             hidden_states: `[batch, seq, hidden_size]`.
             state: of `init_state` or of the call before.
-            shared: the layer's (q, k, v), `[batch, heads, seq, dim]`, without rotary positions; only with shared
-                projections.
+            shared: the layer's (q, k, v), `[batch, heads, seq, dim]`, without rotary positions, where projections are
+                shared; (v,) for a memory that copies.
             mask: `[batch, seq]`, False for padding, which changes nothing.
 
         Returns:
@@ -89,7 +89,7 @@ class MemoryBranch(nn.Module):
         self,
         hidden_states: Tensor,
         state: LayerState,
-        shared: tuple[Tensor, Tensor, Tensor] | None = None,
+        shared: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, LayerState, SharedWrite]:
         """Do as `forward`, and return also what was written, for layers that share this state."""
@@ -122,7 +122,8 @@ class MemoryBranch(nn.Module):
         Args:
             hidden_states: as in `forward`.
             state: as in `forward`.
-            shared: the layer's (k, v); with a short convolution (q, k, v), because its past holds queries too.
+            shared: the layer's (k, v); with a short convolution (q, k, v), because its past holds queries too;
+                (v,) for a memory that copies.
             mask: as in `forward`.
             frozen: leave the memory as it is, so that only the past of the inputs moves on; False writes even where the
                 memory has been frozen since.

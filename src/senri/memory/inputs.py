@@ -40,7 +40,8 @@ class MemoryTokens:
 class MemoryInputs(nn.Module):
     """Projections, token shift or short convolution, and learned strengths of one layer's memory.
 
-    With `shared` projections q, k and v come from the layer (before rotary positions). With `token_shift` a key is made
+    With `shared` projections q, k and v come from the layer (before rotary positions); a memory that copies gets its
+    values, which are codes of tokens. With `token_shift` a key is made
     of the token before ("what came before" -> "this"); a row's first token has none before it and writes nothing.
 
     State, by name: `conv_q` and `conv_k` `[batch, past, channels]`, the last inputs of the convolutions or the shift;
@@ -65,7 +66,8 @@ class MemoryInputs(nn.Module):
         if config.projections == "own":
             self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
             self.k_proj = nn.Linear(hidden_size, num_key_value_heads * key_dim)
-            self.v_proj = nn.Linear(hidden_size, num_key_value_heads * value_dim)
+            if config.combine != "copy":
+                self.v_proj = nn.Linear(hidden_size, num_key_value_heads * value_dim)
         if config.learned_write_strength:
             self.beta_proj = nn.Linear(hidden_size, num_key_value_heads)
         if config.rule == "gated_delta":
@@ -81,8 +83,10 @@ class MemoryInputs(nn.Module):
         if self.whitening is not None:
             self.whitening.reset_parameters()
         if self.config.projections == "own":
-            for projection in (self.q_proj, self.k_proj, self.v_proj):
-                projection.reset_parameters()
+            self.q_proj.reset_parameters()
+            self.k_proj.reset_parameters()
+            if self.config.combine != "copy":
+                self.v_proj.reset_parameters()
         if self.config.learned_write_strength:
             nn.init.zeros_(self.beta_proj.weight)
             nn.init.constant_(self.beta_proj.bias, _logit(self.config.write_strength))
@@ -120,10 +124,11 @@ class MemoryInputs(nn.Module):
             )
         whitening, mean = start_whitening(self.whitening, mean, covariance)
         keys = orthogonal_map(self.num_key_value_heads * self.key_dim, size, generator) @ whitening
-        values = orthogonal_map(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
         start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
         start_projection(self.k_proj, keys, mean)
-        start_projection(self.v_proj, values * _VALUE_SCALE, mean)
+        if self.config.combine != "copy":
+            values = orthogonal_map(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
+            start_projection(self.v_proj, values * _VALUE_SCALE, mean)
 
     @torch.no_grad()
     def initialise_from_pairs(self, mean: Tensor, covariance: Tensor, generator: torch.Generator | None = None) -> None:
@@ -194,7 +199,7 @@ class MemoryInputs(nn.Module):
             hidden_states: `[batch, seq, hidden_size]`.
             state: of `init_state` or of the call before (further names are ignored).
             shared: the layer's (q, k, v), `[batch, heads, seq, dim]`; (k, v) is enough for `write_only` without short
-                convolution. Only with shared projections.
+                convolution. With own projections None, or (v,) for a memory that copies.
             mask: `[batch, seq]`, False for padding.
             write_only: leave out the queries where the state does not need them.
 
@@ -204,6 +209,7 @@ class MemoryInputs(nn.Module):
         Raises:
             SenriError: `shared` given or missing against the configuration.
         """
+        self._check_given(shared, write_only)
         hidden_states = self.seen(hidden_states)
         asking = None if write_only and not self.config.short_convolution else hidden_states
         if write_only and self.config.short_convolution and mask is None:
@@ -231,16 +237,27 @@ class MemoryInputs(nn.Module):
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return q, k and v; own queries are those of `asking`, the last tokens or all of them, or None."""
         if self.config.projections == "own":
-            if shared is not None:
-                raise SenriError("the layer's q, k, v were given, but memory.projections is 'own': leave them out.")
             q = None if asking is None else split_heads(self.q_proj(asking), self.num_heads)
             k = split_heads(self.k_proj(hidden_states), self.num_key_value_heads)
-            return q, k, split_heads(self.v_proj(hidden_states), self.num_key_value_heads)
+            if shared is None:
+                return q, k, split_heads(self.v_proj(hidden_states), self.num_key_value_heads)
+            return q, k, shared[0]
+        assert shared is not None
+        return (shared[0] if len(shared) == 3 else None), shared[-2], shared[-1]
+
+    def _check_given(self, shared: tuple[Tensor, ...] | None, write_only: bool) -> None:
         given = 0 if shared is None else len(shared)
-        if shared is None or given not in (2, 3) or (asking is not None and given == 2):
-            wanted = "(k, v)" if asking is None else "(q, k, v)"
+        if self.config.combine == "copy":
+            if given != 1:
+                raise SenriError(
+                    f"memory.combine 'copy' takes the values of tokens, (v,), but {given} tensors were given."
+                )
+        elif self.config.projections == "own":
+            if given:
+                raise SenriError("the layer's q, k, v were given, but memory.projections is 'own': leave them out.")
+        elif given != 3 and not (given == 2 and write_only and not self.config.short_convolution):
+            wanted = "(k, v)" if write_only and not self.config.short_convolution else "(q, k, v)"
             raise SenriError(f"memory.projections is 'shared' and needs the layer's {wanted}, but {given} were given.")
-        return (shared[0] if given == 3 else None), shared[-2], shared[-1]
 
     def _silence_first(
         self, beta: Tensor | None, k: Tensor, started: Tensor, mask: Tensor | None

@@ -3,7 +3,7 @@
 from typing import Any
 
 from senri.mixers.added_memory import AddedMemory, ReadStrength
-from senri.mixers.copied_memory import CopiedMemory, TokenCodes
+from senri.mixers.copied_memory import CopiedMemory
 from senri.mixers.memory_alone import MemoryAlone
 from senri.mixers.sink import AttentionSink
 from senri.mixers.softmax import SenriMixer, SoftmaxAttention
@@ -18,7 +18,6 @@ __all__ = [
     "ReadStrength",
     "SenriMixer",
     "SoftmaxAttention",
-    "TokenCodes",
     "WindowMemory",
     "build_mixer",
 ]

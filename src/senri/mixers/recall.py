@@ -9,13 +9,12 @@ from senri.memory.shared_read import SharedReader
 from senri.mixers.cache_senri import SenriMemoryLayer
 from senri.mixers.context import MixerMasks, PackedRows
 from senri.mixers.recorded_write import RecordedWrite
-from senri.mixers.softmax import QKV
 
 
 def recall(
     branch: MemoryBranch | SharedReader,
     hidden_states: Tensor,
-    shared: QKV | None,
+    shared: tuple[Tensor, ...] | None,
     masks: MixerMasks,
     past_key_values: Cache | None,
     layer_idx: int,
@@ -27,7 +26,8 @@ def recall(
     Args:
         branch: the layer's memory.
         hidden_states: `[batch, seq, hidden]`, the mixer's input.
-        shared: the layer's own q, k, v before positions, or None when the branch projects for itself.
+        shared: the layer's own q, k, v before positions; values alone for a memory that copies; None when the branch
+            projects for itself.
         masks: padding and packing of this pass.
         past_key_values: the cache, adopted by `adopt_cache`.
         layer_idx: index of the layer.
@@ -48,7 +48,7 @@ def recall(
         before = {name: tensor.clone() for name, tensor in before.items()}  # others read it after it was overwritten
     out, state = _run(branch, hidden_states, before, shared, masks, masks.tokens)
     written: tuple[Tensor, ...] | None = shared
-    if shared is not None and not branch.config.short_convolution:
+    if shared is not None and len(shared) == 3 and not branch.config.short_convolution:
         written = shared[1:]  # a convolution's past holds queries too; otherwise they leave no trace
     frozen = isinstance(branch, MemoryBranch) and branch.memory.frozen
     layer.store_memory(state, RecordedWrite(before, hidden_states, written, masks.tokens, frozen=frozen))
@@ -70,7 +70,7 @@ def _run(
     branch: MemoryBranch | SharedReader,
     hidden_states: Tensor,
     state: LayerState,
-    shared: QKV | None,
+    shared: tuple[Tensor, ...] | None,
     masks: MixerMasks,
     mask: Tensor | None,
 ) -> tuple[Tensor, LayerState]:
@@ -87,7 +87,7 @@ def _run(
 def _recall_packed(
     branch: MemoryBranch | SharedReader,
     hidden_states: Tensor,
-    shared: QKV | None,
+    shared: tuple[Tensor, ...] | None,
     masks: MixerMasks,
     sequence_ids: Tensor,
 ) -> Tensor:
@@ -95,7 +95,6 @@ def _recall_packed(
     state = branch.init_state(rows.shape[0], hidden_states.device)
     unpacked = None
     if shared is not None:
-        q, k, v = (rows.unpack(part.transpose(1, 2)).transpose(1, 2) for part in shared)
-        unpacked = (q, k, v)
+        unpacked = tuple(rows.unpack(part.transpose(1, 2)).transpose(1, 2) for part in shared)
     out, _ = _run(branch, rows.unpack(hidden_states), state, unpacked, masks, rows.mask)
     return rows.pack(out, like=hidden_states)

@@ -16,7 +16,8 @@ class RecordedWrite:
     Args:
         before: the state before the write.
         hidden_states: `[batch, seq, hidden]`.
-        shared: the layer's own q, k, v (or k, v) of these tokens; None when the branch projects for itself.
+        shared: the layer's own q, k, v (or k, v) of these tokens, or the values that a copying memory was given;
+            None when the branch projects for itself.
         mask: `[batch, seq]`, False for padding.
         wrote: False for tokens that a disabled memory let pass.
         frozen: whether the memory was frozen, so that only the inputs' past moved on.

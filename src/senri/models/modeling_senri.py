@@ -32,6 +32,7 @@ from senri.memory.branch import MemoryBranch
 from senri.memory.input_whitening import InputWhitening
 from senri.memory.shared_read import QueryInputs, SharedReader
 from senri.memory.short_convolution import ShortConvolution
+from senri.memory.token_codes import TokenCodes
 from senri.mixers import (
     AddedMemory,
     AttentionSink,
@@ -40,7 +41,6 @@ from senri.mixers import (
     ReadStrength,
     SenriMixer,
     SoftmaxAttention,
-    TokenCodes,
     build_mixer,
 )
 from senri.mixers.cache_senri import adopt_cache
@@ -195,16 +195,21 @@ class SenriModel(SenriPreTrainedModel):
         """Run the decoder, or a stretch of its layers; other arguments and outputs as in transformers' decoders.
 
         Args:
-            start_layer: the first layer that runs; above 0, `inputs_embeds` are the hidden states that enter it.
+            start_layer: the first layer that runs; above 0, `inputs_embeds` are the hidden states that enter it, and
+                `input_ids` may stand beside them, for memories that copy.
             stop_layer: the first layer that does not run; the result is then what enters it, without the final norm.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
+        if (input_ids is None) == (inputs_embeds is None) and (start_layer == 0 or inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        embeddings = inputs_embeds if start_layer == 0 else None
+        if input_ids is not None:
+            embeddings = self.embed_tokens(input_ids)
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+            inputs_embeds = embeddings
+        assert inputs_embeds is not None
         sequence_ids = packed_sequences(position_ids, attention_mask, past_key_values, inputs_embeds.shape[0])
         if use_cache and past_key_values is None and sequence_ids is None:  # packed rows cannot be gone on with
             past_key_values = DynamicCache(config=self.config)
@@ -219,7 +224,7 @@ class SenriModel(SenriPreTrainedModel):
             )
         hidden_states = self.embedding_dropout(inputs_embeds) if start_layer == 0 else inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        mixer_masks = MixerMasks(**masks)
+        mixer_masks = MixerMasks(**masks, embeddings=embeddings)
         for layer in self.layers[start_layer:stop_layer]:
             hidden_states = layer(
                 hidden_states,
@@ -319,7 +324,7 @@ class SenriForCausalLM(SessionMixin, SenriPreTrainedModel, GenerationMixin):
         """
         logits: Tensor = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         for mixer in self._copying():
-            logits = mixer.say(logits, self.lm_head.weight, logits_to_keep)
+            logits = mixer.say(logits, self.model.embed_tokens.weight, logits_to_keep)
         return logits
 
     def _copying(self) -> list[CopiedMemory]:

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
+from senri.mixers import CopiedMemory
 from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
 from senri.training.language_modelling import detach
 from senri.training.objective import SegmentedObjective
@@ -98,24 +99,26 @@ class AnswersOnly(SegmentedObjective):
         """Return the cache after a segment; the one given stays as it is."""
         cache = peek_cache(cache)
         if self.last_write is None or self.start_layer < self.last_write or lower is None:
-            inputs = {"input_ids": ids} if lower is None else {"inputs_embeds": lower, "start_layer": self.start_layer}
+            start = {} if lower is None else {"inputs_embeds": lower, "start_layer": self.start_layer}
             out = self.model.model(
-                **inputs, attention_mask=mask, past_key_values=cache, use_cache=True, stop_layer=self.last_write
+                ids, **start, attention_mask=mask, past_key_values=cache, use_cache=True, stop_layer=self.last_write
             )
             lower = out.last_hidden_state
         if self.last_write is not None:
-            self._write(lower, None if mask is None else mask[:, -ids.shape[1] :], cache)
+            self._write(ids, lower, None if mask is None else mask[:, -ids.shape[1] :], cache)
         return cache
 
-    def _write(self, hidden_states: Tensor, mask: Tensor | None, cache: Any) -> None:
+    def _write(self, ids: Tensor, hidden_states: Tensor, mask: Tensor | None, cache: Any) -> None:
         """Write into the last memory what enters its layer, without reading."""
         assert self.last_write is not None
         layer: Any = self.model.model.layers[self.last_write]
         mixer, held = layer.self_attn, cache.layers[self.last_write]
         hidden_states = layer.input_layernorm(hidden_states)
-        shared = mixer.project(hidden_states) if mixer.memory.config.projections == "shared" else None
-        if shared is not None and not mixer.memory.config.short_convolution:
-            shared = shared[1:]
+        shared = None
+        if isinstance(mixer, CopiedMemory):
+            shared = (mixer.values(self.model.model.embed_tokens(ids)),)
+        elif mixer.memory.config.projections == "shared":
+            shared = mixer.project(hidden_states)[0 if mixer.memory.config.short_convolution else 1 :]
         before = held.memory_before(hidden_states.shape[0], hidden_states.device)
         held.memory_state = mixer.memory.write(hidden_states, before, shared, mask)
 

@@ -70,8 +70,8 @@ class LanguageModelling(SegmentedObjective):
     ) -> tuple[Tensor, Cache | None]:
         """Return the summed loss of a segment and the cache after it; the cache given stays as it is."""
         cache = None if cache is None else peek_cache(cache)
-        inputs = {"input_ids": ids} if lower is None else {"inputs_embeds": lower, "start_layer": self.start_layer}
-        out = self.model.model(**inputs, past_key_values=cache, use_cache=cache is not None)
+        start = {} if lower is None else {"inputs_embeds": lower, "start_layer": self.start_layer}
+        out = self.model.model(ids, **start, past_key_values=cache, use_cache=cache is not None)
         logits = self.model.say(out.last_hidden_state).flatten(0, 1).float()
         loss = F.cross_entropy(logits, targets.flatten(), reduction="sum")
         if wanted is not None:

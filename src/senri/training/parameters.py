@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from senri.memory.input_whitening import InputWhitening
-from senri.mixers import CopiedMemory
+from senri.memory.token_codes import TokenCodes
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Train
 
@@ -23,8 +23,8 @@ _VALUES = (
 
 
 _FINDING = ("memory.inputs.", "memory_read.", "memory_codes.")
-"""What decides whether a query meets its key, and as which token a read is said, beginnings of names; `v_proj`, which
-makes the values, only where they have codes: the layers above a memory that is added have learnt to hear its values."""
+"""What decides whether a query meets its key, and how surely a read is said, beginnings of names; not `v_proj`, which
+makes the values: the layers above a memory that is added have learnt to hear them."""
 
 
 def choose_trained(model: SenriForCausalLM, train: Train) -> None:
@@ -33,22 +33,19 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
     Args:
         model: a Senri model.
         train: `values`: what makes the memories' values and adds those that were found, and queries and keys;
-            `finding`: what makes queries, keys, write and read strengths, and of memories that copy values and codes;
+            `finding`: what makes queries, keys, write and read strengths, and how surely a memory that copies does so;
             `answering`: these and what adds reads, for values stay centred where they are not trained; `memory`: all
             of the memories, their gates and output projections; `mixers`: all of the mixers that have a memory;
             `all`: everything.
     """
     mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
     fixed = {id(parameter) for parameter in _measured(model)}
-    copied = {mixer for mixer in mixers if isinstance(model.get_submodule(mixer.removesuffix(".")), CopiedMemory)}
     for name, parameter in model.named_parameters():
         mixer = next((mixer for mixer in mixers if name.startswith(mixer)), None)
         in_mixer = None if mixer is None else name.removeprefix(mixer)
         chosen = {
             "values": in_mixer is not None and in_mixer in _VALUES,
-            "finding": in_mixer is not None
-            and in_mixer.startswith(_FINDING)
-            and ("v_proj" not in in_mixer or mixer in copied),
+            "finding": in_mixer is not None and in_mixer.startswith(_FINDING) and "v_proj" not in in_mixer,
             "answering": in_mixer is not None and in_mixer.startswith("memory") and "v_proj" not in in_mixer,
             "memory": in_mixer is not None and in_mixer.startswith("memory"),
             "mixers": in_mixer is not None,
@@ -64,10 +61,12 @@ def memory_names(model: SenriForCausalLM) -> list[str]:
 
 
 def _measured(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield what is measured on text at conversion and never learnt: orthogonal bases, and whitening."""
+    """Yield what is measured at conversion and never learnt: orthogonal bases, whitening, frequencies of codes."""
     for module in model.modules():
         if isinstance(module, InputWhitening):
             yield from module.parameters()
+        elif isinstance(module, TokenCodes):
+            yield module.frequencies
         elif isinstance(basis := getattr(module, "basis", None), nn.Parameter):
             yield basis
 

@@ -29,7 +29,7 @@ from senri.training.recall.finding import Finding
 from senri.training.recall.objective import Recall
 from senri.training.recall.values import ValueDecoding
 from senri.training.rows import TrainingRows
-from senri.training.stage_data import solve_finding, solve_values, stage_data
+from senri.training.stage_data import solve_values, stage_data
 from senri.training.trainer import TRAINED_FILE, SenriTrainer, load_trained, trained_tensors
 
 RESULT_FILE = "stage.json"
@@ -118,8 +118,6 @@ class Stage:
         objective = self._objective(model, base, start_layer)
         if isinstance(objective, ValueDecoding):
             solve_values(objective, data.collator, self.recipe, self.config)
-        if isinstance(objective, Finding):
-            solve_finding(objective, data.collator, self.recipe, self.config)
         trainer = SenriTrainer(
             self.config,
             training.curriculum,

@@ -12,7 +12,6 @@ from senri.evaluation.processes import process_state
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Recipe, StageConfig
 from senri.training.recall.batches import FindingBatches, NumberedSamples, RecallBatches
-from senri.training.recall.finding import Finding
 from senri.training.recall.haystacks import Haystacks
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
@@ -114,23 +113,3 @@ def solve_values(objective: ValueDecoding, stretches: Stretches, recipe: Recipe,
     with torch.random.fork_rng():  # what is found has others' values mixed in
         torch.manual_seed(recipe.experiment.seed)
         objective.solve(batches, values, recipe.experiment.seed)
-
-
-def solve_finding(objective: Finding, batches: FindingBatches, recipe: Recipe, config: StageConfig) -> None:
-    """Solve values and codes that copying starts from, on other haystacks than those of the steps.
-
-    Args:
-        objective: of the stage.
-        batches: its collator.
-        recipe: of the run.
-        config: of the stage.
-    """
-    if not objective.starts_from_nothing:
-        return
-    assert recipe.training.recall is not None and config.max_steps is not None
-    finding, size = recipe.training.recall.finding, recipe.training.batch_size
-    first = config.max_steps * size
-    drawn = (batches.text(first + number * size) for number in range(finding.solve_texts))
-    device = objective.model.device
-    texts = [(states.to(device), ids.to(device)) for states, ids in drawn]
-    objective.solve(texts, finding.ridge, recipe.experiment.seed)

@@ -18,10 +18,12 @@ from senri.data import chunks
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
+from senri.mixers import CopiedMemory
 from senri.mixers.cache_senri import fork_cache
 from senri.models import SenriForCausalLM
 
 _Map = tuple[Tensor, Tensor]
+_Inputs = tuple[Tensor, tuple[Tensor, ...] | None]
 """(A, B) of M -> A M + B."""
 
 
@@ -84,7 +86,7 @@ class SharedReading:
         self._before: list[LayerState] = []  # the memory at each place, its matrix that of the text alone
         self._near: list[_Map] = []  # of the tokens right behind each place, and of the others up to the next one
         self._far: list[_Map] = []
-        self._runs: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._runs: dict[tuple[int, tuple[int, ...]], list[_Inputs]] = {}
         by_place: dict[int, list[list[int]]] = {}
         for ids, place in sentences:
             by_place.setdefault(place, []).append(ids)
@@ -102,7 +104,10 @@ class SharedReading:
             following = hidden[number + 1][1] if number + 1 < len(hidden) else len(self._before)
             before = self._before[place]
             run = self._runs[place, tuple(ids)]
-            matrix = self._branch.write(run, before if matrix is None else {**before, "M": matrix})["M"]
+            state = before if matrix is None else {**before, "M": matrix}
+            for inputs, given in run:
+                state = self._branch.write(inputs, state, given)
+            matrix = state["M"]
             matrix = _apply(self._far[place], matrix)
             for between in range(place + 1, following):
                 matrix = _apply(self._far[between], _apply(self._near[between], matrix))
@@ -119,7 +124,7 @@ class SharedReading:
             self._before.append(state)
             for ids in by_place.get(place, []):
                 run = [*self._lower(fork_cache(cache), [*ids, *self._tokens[position:near]])]
-                self._runs[place, tuple(ids)] = torch.cat(run, dim=1)
+                self._runs[place, tuple(ids)] = run
             state, change = self._stretch(cache, state, position, near)
             self._near.append(change)
             state, change = self._stretch(cache, state, near, end)
@@ -139,23 +144,26 @@ class SharedReading:
         rows = len(starts)
         running = {name: tensor.expand(rows, *tensor.shape[1:]).clone() for name, tensor in state.items()}
         running["M"] = torch.cat(starts)
-        for hidden in self._lower(cache, self._tokens[start:end]):
-            running = self._branch.write(hidden.expand(rows, -1, -1), running)
-            self._on_read(hidden.shape[1])
+        for inputs, given in self._lower(cache, self._tokens[start:end]):
+            same = None if given is None else tuple(part.expand(rows, -1, -1, -1) for part in given)
+            running = self._branch.write(inputs.expand(rows, -1, -1), running, same)
+            self._on_read(inputs.shape[1])
         plain = running["M"][:1]
         blocks = torch.cat([row.unsqueeze(0) - plain for row in running["M"][1:]], dim=-1)
         change = (blocks[..., : matrix.shape[-2]], plain)
         after = {name: tensor[:1] for name, tensor in running.items()}
         return {**after, "M": _apply(change, matrix)}, change
 
-    def _lower(self, cache: Any, ids: list[int]) -> Iterator[Tensor]:
-        """Yield what enters the memory, `[1, seq, hidden]`, chunk by chunk."""
+    def _lower(self, cache: Any, ids: list[int]) -> Iterator[_Inputs]:
+        """Yield what enters the memory, `[1, seq, hidden]`, and the values that it is given, chunk by chunk."""
         layer: Any = self._model.model.layers[self.layer]
         for chunk in chunks(ids, self._chunk_size):
-            out = self._model.model(
-                chunk.to(self._model.device), past_key_values=cache, use_cache=True, stop_layer=self.layer
-            )
-            yield layer.input_layernorm(out.last_hidden_state)
+            chunk = chunk.to(self._model.device)
+            out = self._model.model(chunk, past_key_values=cache, use_cache=True, stop_layer=self.layer)
+            given = None
+            if isinstance(layer.self_attn, CopiedMemory):
+                given = (layer.self_attn.values(self._model.model.embed_tokens(chunk)),)
+            yield layer.input_layernorm(out.last_hidden_state), given
 
 
 def _apply(change: _Map, matrix: Tensor) -> Tensor:

@@ -63,16 +63,12 @@ class FindingBatches:
             "states": drawn.states[None],
             "ids": drawn.ids[None],
             "asking": pad_sequence(self._kept.states(numbers), batch_first=True)[:, :-1],
+            "asking_ids": pad_sequence([torch.tensor(one.ids[:-1]) for one, _ in asked], batch_first=True),
             "targets": _targets([one for one, _ in asked]),
             "points": pad_sequence(points, batch_first=True, padding_value=-1),
             "said": pad_sequence(said, batch_first=True),
             "kinds": torch.tensor([one.kind for one, _ in asked]),
         }
-
-    def text(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return the `states` and `ids` of the haystack that the samples from this number on stand for."""
-        drawn = self._haystacks.draw(number, passages=True)
-        return drawn.states[None], drawn.ids[None]
 
 
 class RecallBatches:

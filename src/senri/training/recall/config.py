@@ -255,14 +255,10 @@ class FindingConfig:
     Args:
         lengths: of its texts.
         sharpness: of the pointer: factor of cosines in its softmax; a memory that copies has its own.
-        solve_texts: texts that values and codes of a memory that copies start from.
-        ridge: of the codes' least squares, as a share of the embeddings' mean square.
     """
 
     lengths: LengthsConfig
     sharpness: float
-    solve_texts: int
-    ridge: float
 
     def __post_init__(self) -> None:
         if self.sharpness <= 0:

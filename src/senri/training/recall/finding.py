@@ -7,7 +7,6 @@ by the read strength (pointer sentinel mixture, Merity et al. 2016, arXiv 1609.0
 learns to be what it is for: how far the memory knows better.
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -54,6 +53,7 @@ class Finding(Objective):
         states: Tensor,
         ids: Tensor,
         asking: Tensor,
+        asking_ids: Tensor,
         targets: Tensor,
         points: Tensor,
         said: Tensor,
@@ -70,18 +70,19 @@ class Finding(Objective):
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
             ids: `[1, seq]`, its tokens.
             asking: `[questions, tail, hidden]`, what enters `start_layer` in questions and answers.
+            asking_ids: `[questions, tail]`, their tokens.
             targets: `[questions, tail]`, the token that follows each, where it is asked for; else -100.
             points: `[questions, tail]`, where that token stands in the text, or -1.
             said: `[questions, tail]`, log-probability that the model without memory gives that token.
             kinds: `[questions]`, what each asks for, as its place in `self.kinds`; -1 for plain text that goes on.
         """
-        read, strengths = self.read(states, asking)
+        read, strengths = self.read(states, ids, asking, asking_ids)
         row, column = (targets >= 0).nonzero(as_tuple=True)
         wanted, alone = targets[row, column], said[row, column]
         places = torch.arange(ids.shape[1], device=ids.device)
         is_right = (ids[0] == wanted[:, None]) | (places == points[row, column][:, None])
         if isinstance(self._mixer, CopiedMemory):
-            pointer = self._mixer.memory_codes(read[row, column], self.model.lm_head.weight)
+            pointer = self._mixer.memory_codes(read[row, column], self.model.model.embed_tokens.weight)
             pointed = pointer.gather(1, wanted[:, None])[:, 0].clamp(min=_NOWHERE)
             correct = (pointer.argmax(-1) == wanted).float()
         else:
@@ -111,7 +112,7 @@ class Finding(Objective):
             found["text"] = strength[is_text].mean()
         return {"loss": loss, **found}
 
-    def read(self, states: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, states: Tensor, ids: Tensor, asking: Tensor, asking_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Write a text, then read (and write) each question after it.
 
         Returns:
@@ -121,32 +122,15 @@ class Finding(Objective):
         layer: Any = self.model.model.layers[self.start_layer]
         branch: Any = self._mixer.memory
         text, tail = layer.input_layernorm(states), layer.input_layernorm(asking)
-        state = branch.write(text, branch.init_state(1, text.device))
+        state = branch.write(text, branch.init_state(1, text.device), self._given(ids))
         state = {name: part.expand(len(tail), *part.shape[1:]) for name, part in state.items()}
-        read = branch(tail, state)[0].transpose(1, 2)
+        read = branch(tail, state, self._given(asking_ids))[0].transpose(1, 2)
         return read.flatten(2), self._mixer.memory_read.logits(read, tail).mean(-1)
 
-    @property
-    def starts_from_nothing(self) -> bool:
-        """Whether this is a memory that copies and has no codes yet."""
-        return isinstance(self._mixer, CopiedMemory) and not bool(self._mixer.memory_codes.weight.any())
-
-    @torch.no_grad()
-    def solve(self, texts: Sequence[tuple[Tensor, Tensor]], ridge: float, seed: int) -> None:
-        """Set values and codes in closed form, where the memory `starts_from_nothing`.
-
-        Args:
-            texts: states that enter the memory's layer, `[1, seq, hidden]`, and their tokens, `[1, seq]`.
-            ridge: of the codes' least squares.
-            seed: of the random turn of values.
-        """
+    def _given(self, ids: Tensor) -> tuple[Tensor, ...] | None:
+        """Return the values that a memory is given for tokens `[batch, seq]`; None where it makes its own."""
         mixer = self._mixer
-        assert isinstance(mixer, CopiedMemory)
-        states = torch.cat([states[0] for states, _ in texts])
-        tokens = torch.cat([ids[0] for _, ids in texts])
-        inputs: Any = mixer.memory.inputs
-        inputs.initialise_values(self._seen(states), tokens, torch.Generator().manual_seed(seed))
-        mixer.memory_codes.initialise(self.model.lm_head.weight, self.values(states), tokens, ridge)
+        return (mixer.values(self.model.model.embed_tokens(ids)),) if isinstance(mixer, CopiedMemory) else None
 
     @torch.no_grad()
     def values(self, states: Tensor) -> Tensor:
@@ -156,15 +140,11 @@ class Finding(Objective):
             states: what enters `start_layer`, `[seq, hidden]`.
         """
         branch: Any = self._mixer.memory
-        values = branch.inputs.v_proj(self._seen(states)).float().unflatten(-1, (branch.num_key_value_heads, -1))
+        layer: Any = self.model.model.layers[self.start_layer]
+        values = branch.inputs.v_proj(branch.inputs.seen(layer.input_layernorm(states))).float()
+        values = values.unflatten(-1, (branch.num_key_value_heads, -1))
         values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
         return cast(Tensor, (values * branch.memory.norm_weight.float()).flatten(1))
-
-    def _seen(self, states: Tensor) -> Tensor:
-        """Return what the memory's projections see of states that enter the layer."""
-        layer: Any = self.model.model.layers[self.start_layer]
-        inputs: Any = self._mixer.memory.inputs
-        return cast(Tensor, inputs.seen(layer.input_layernorm(states)))
 
     @property
     def _mixer(self) -> AddedMemory | CopiedMemory:

@@ -136,7 +136,7 @@ class Haystacks:
     def runs(self) -> list[Run]:
         """The tokens of all questions, passages and plain texts, in the order of their numbers."""
         about = [one for some in (*self._about, *(passages for _, passages in self._areas)) for one in some]
-        return [Run(one.ids) for one in (*about, *(text for text, _ in self.texts))]
+        return [Run(one.ids, answer=one.answer) for one in (*about, *(text for text, _ in self.texts))]
 
     def draw(self, number: int, passages: bool) -> Haystack:
         """Return the haystack that some numbered samples stand for.

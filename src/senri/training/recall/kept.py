@@ -29,10 +29,12 @@ class Run:
     Attributes:
         ids: the tokens.
         skip: of these so many at the beginning are only there to be attended to.
+        answer: the first token that it matters how likely the model finds it.
     """
 
     ids: tuple[int, ...]
     skip: int = 0
+    answer: int = 1
 
     def __len__(self) -> int:
         return len(self.ids) - self.skip
@@ -66,7 +68,13 @@ class KeptRuns:
     ) -> None:
         self._model, self._runs, self._start_layer, self._half = model, runs, start_layer, half
         self._ends = [*accumulate(len(run) for run in runs)]
-        parts = [lower_fingerprint(model, start_layer), dtype, half, said, [[run.skip, *run.ids] for run in runs]]
+        parts = [
+            lower_fingerprint(model, start_layer),
+            dtype,
+            half,
+            said,
+            [[run.skip, run.answer, *run.ids] for run in runs],
+        ]
         if said:
             memory = {id(part) for part in _memory_parameters(model)}
             parts.append(fingerprint({}, {n: p for n, p in model.named_parameters() if id(p) not in memory}))
@@ -86,7 +94,7 @@ class KeptRuns:
         return [torch.from_numpy(self._states[self._place(number)].astype(np.float32)) for number in numbers]
 
     def said(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Return the log-probabilities of the tokens of some runs, `[seq]` each; 0 for the very first one.
+        """Return the log-probabilities of the tokens of some runs, `[seq]` each; 0 for those before the answer.
 
         Raises:
             SenriError: numbers too large for float16.
@@ -109,7 +117,11 @@ class KeptRuns:
         padded = padded.to(device)  # padding stands behind the end, which nothing sees
         with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
             states = lower_states(self._model, padded, self._start_layer, padded.shape[1])
-            said = None if self._said is None else self._say(states, padded)
+            said = (
+                None
+                if self._said is None
+                else self._say(states, padded, [self._runs[number].answer for number in missing])
+            )
         for row, number in enumerate(missing):
             run, place = self._runs[number], self._place(number)
             with np.errstate(over="ignore"):  # said in words below
@@ -119,14 +131,14 @@ class KeptRuns:
                 self._said[place] = said[row, run.skip : len(run.ids)].cpu().numpy()
             self._is_there[number] = 1
 
-    def _say(self, states: Tensor, ids: Tensor) -> Tensor:
-        """Return the log-probability of each token, `[batch, seq]`, float32."""
+    def _say(self, states: Tensor, ids: Tensor, answers: Sequence[int]) -> Tensor:
+        """Return the log-probability of each token from each row's answer on, `[batch, seq]`, float32."""
         with evaluating(self._model), self._model.memory_disabled():
             hidden = self._model.model(inputs_embeds=states, start_layer=self._start_layer, use_cache=False)
         said = torch.zeros(ids.shape, device=ids.device)
-        for row, own in enumerate(hidden.last_hidden_state):  # all logits at once would take much room
-            logits = self._model.lm_head(own[:-1]).float()
-            said[row, 1:] = logits.log_softmax(-1).gather(1, ids[row, 1:, None])[:, 0]
+        for row, (own, first) in enumerate(zip(hidden.last_hidden_state, answers, strict=True)):
+            logits = self._model.lm_head(own[first - 1 : -1]).float()  # those of all rows would take much room
+            said[row, first:] = logits.log_softmax(-1).gather(1, ids[row, first:, None])[:, 0]
         return said
 
 

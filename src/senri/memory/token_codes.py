@@ -1,0 +1,98 @@
+"""TokenCodes: a value for each token that no other token resembles, and back from a read to tokens."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senri.errors import SenriError
+from senri.memory.calibration import whitening_matrix
+
+_BANDWIDTH = 0.5
+"""Standard deviation of a frequency, for embeddings with a variance of 1 in every direction: two of them that are more
+than about five apart, as nearly all tokens are, get codes that have nothing in common."""
+
+
+class TokenCodes(nn.Module):
+    """Random Fourier features of a token's embedding: cosines and sines of `width` / 2 random projections of it.
+
+    Embeddings of two digits are nearly the same, and a read that is a little off would say the wrong one. The likeness
+    of two codes falls with the distance d of their whitened embeddings as exp(-d^2 / 8) (Rahimi & Recht 2007, equation
+    2), so that different tokens are as good as orthogonal. The frequencies are not learnt.
+
+    Args:
+        hidden_size: of the embeddings.
+        width: of a code: heads x value_dim.
+        sharpness: where it starts: factor of cosines in the softmax.
+        embedding_scale: standard deviation of embeddings' entries before `initialise`.
+
+    Raises:
+        SenriError: an odd width.
+    """
+
+    def __init__(self, hidden_size: int, width: int, sharpness: float, embedding_scale: float) -> None:
+        super().__init__()
+        if width % 2:
+            raise SenriError(
+                f"memory.combine 'copy' makes values of cosines and sines in pairs, but all heads have {width} numbers "
+                f"together: set memory.value_dim to an even number."
+            )
+        self.start, self.embedding_scale = sharpness, embedding_scale
+        self.frequencies = nn.Parameter(torch.empty(width // 2, hidden_size))
+        self.sharpness = nn.Parameter(torch.empty(1))
+        self._kept: tuple[Any, Tensor] | None = None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set the frequencies for embeddings of independent entries, and the sharpness to its start."""
+        self.frequencies.copy_(self._random() / self.embedding_scale)
+        nn.init.constant_(self.sharpness, self.start)
+
+    @torch.no_grad()
+    def initialise(self, embeddings: Tensor) -> None:
+        """Set the frequencies so that every direction of the embeddings tells tokens apart.
+
+        Args:
+            embeddings: of all tokens, `[vocabulary, hidden_size]`.
+        """
+        centred = embeddings.double().cpu()
+        centred = centred - centred.mean(0)
+        self.frequencies.copy_(self._random() @ whitening_matrix(centred.T @ centred / len(centred)))
+
+    def _random(self) -> Tensor:
+        """Return frequencies for white embeddings; the same in all layers, which may share a state."""
+        generator = torch.Generator().manual_seed(0)
+        return _BANDWIDTH * torch.randn(self.frequencies.shape, generator=generator, dtype=torch.float64)
+
+    def codes(self, embeddings: Tensor) -> Tensor:
+        """Return the codes of tokens with a mean square of 1, `[..., width]` in float32.
+
+        Args:
+            embeddings: `[..., hidden_size]`.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):  # a rounded phase would be another token's
+            phases = F.linear(embeddings.detach().float(), self.frequencies.float())
+        return math.sqrt(2) * torch.cat([phases.cos(), phases.sin()], dim=-1)
+
+    def forward(self, read: Tensor, embeddings: Tensor) -> Tensor:
+        """Return log-probabilities of tokens, `[..., vocabulary]` in float32.
+
+        Args:
+            read: `[..., width]`.
+            embeddings: of all tokens, `[vocabulary, hidden_size]`.
+        """
+        likeness = F.linear(F.normalize(read.float(), dim=-1), self._table(embeddings))
+        return (self.sharpness.float() * likeness).log_softmax(-1)
+
+    def _table(self, embeddings: Tensor) -> Tensor:
+        """Return the codes of all tokens with a length of 1; kept until something changes."""
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.frequencies.requires_grad):
+            return F.normalize(self.codes(embeddings), dim=-1)
+        parts = (self.frequencies, embeddings)
+        made_of = [(part.data_ptr(), part._version, part.dtype, part.device) for part in parts]
+        if self._kept is None or self._kept[0] != made_of:
+            self._kept = made_of, F.normalize(self.codes(embeddings), dim=-1).detach()
+        return self._kept[1]
