@@ -89,7 +89,7 @@ def tiny_model(combine: str, layers: tuple[int, ...] = (2, 3), **changes: Any) -
     config = SenriConfig(**SIZES, memory_layers=list(layers), **(settings | {"memory": memory}))
     model = SenriForCausalLM(config)
     for name, parameter in model.named_parameters():
-        if "memory_o_proj" in name or "memory_codes.weight" in name:  # a branch that adds nothing would hide mistakes
+        if "memory_o_proj" in name:  # a branch that adds nothing would hide mistakes
             torch.nn.init.normal_(parameter, std=0.2)
     return torch.nn.Module.to(model, torch.float64)
 
