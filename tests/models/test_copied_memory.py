@@ -113,7 +113,7 @@ def test_codes_of_tokens_have_nothing_in_common() -> None:
 
 @torch.no_grad()
 def test_what_is_written_are_the_codes_of_the_tokens(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
-    """Whether tokens come as ids, as embeddings, or beside the states of a stretch of layers; in parts, or packed."""
+    """Whether tokens come as ids, as embeddings, or beside the states of a stretch of layers."""
     model = build("copy")
     mixer = model.model.layers[1].self_attn
     embeddings = model.model.embed_tokens(ids)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from senri.mixers.added_memory import AddedMemory, ReadStrength
-from senri.mixers.copied_memory import CopiedMemory
+from senri.mixers.copied_memory import CopiedMemory, given_values
 from senri.mixers.memory_alone import MemoryAlone
 from senri.mixers.sink import AttentionSink
 from senri.mixers.softmax import SenriMixer, SoftmaxAttention
@@ -20,6 +20,7 @@ __all__ = [
     "SoftmaxAttention",
     "WindowMemory",
     "build_mixer",
+    "given_values",
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
 
@@ -22,6 +22,16 @@ from senri.mixers.branches import build_branch
 from senri.mixers.context import MixerMasks
 from senri.mixers.recall import let_pass, recall
 from senri.mixers.softmax import SoftmaxAttention
+
+
+def given_values(mixer: nn.Module, embeddings: Tensor) -> tuple[Tensor, ...] | None:
+    """Return what a layer's memory is given beside hidden states: (v,) where it copies, None where it makes its own.
+
+    Args:
+        mixer: of the layer.
+        embeddings: of the tokens, `[batch, seq, hidden]`.
+    """
+    return (mixer.values(embeddings),) if isinstance(mixer, CopiedMemory) else None
 
 
 class CopiedMemory(SoftmaxAttention):

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
-from senri.mixers import CopiedMemory
+from senri.mixers import given_values
 from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
 from senri.training.language_modelling import detach
 from senri.training.objective import SegmentedObjective
@@ -114,10 +114,8 @@ class AnswersOnly(SegmentedObjective):
         layer: Any = self.model.model.layers[self.last_write]
         mixer, held = layer.self_attn, cache.layers[self.last_write]
         hidden_states = layer.input_layernorm(hidden_states)
-        shared = None
-        if isinstance(mixer, CopiedMemory):
-            shared = (mixer.values(self.model.model.embed_tokens(ids)),)
-        elif mixer.memory.config.projections == "shared":
+        shared = given_values(mixer, self.model.model.embed_tokens(ids))
+        if mixer.memory.config.projections == "shared":
             shared = mixer.project(hidden_states)[0 if mixer.memory.config.short_convolution else 1 :]
         before = held.memory_before(hidden_states.shape[0], hidden_states.device)
         held.memory_state = mixer.memory.write(hidden_states, before, shared, mask)

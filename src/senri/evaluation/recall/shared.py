@@ -18,13 +18,15 @@ from senri.data import chunks
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
-from senri.mixers import CopiedMemory
+from senri.mixers import given_values
 from senri.mixers.cache_senri import fork_cache
 from senri.models import SenriForCausalLM
 
 _Map = tuple[Tensor, Tensor]
-_Inputs = tuple[Tensor, tuple[Tensor, ...] | None]
 """(A, B) of M -> A M + B."""
+
+_Inputs = tuple[Tensor, tuple[Tensor, ...] | None]
+"""What a memory takes of some tokens: hidden states, and the values that it is given."""
 
 
 def memory_of(model: SenriForCausalLM) -> tuple[int, MemoryBranch]:
@@ -123,8 +125,8 @@ class SharedReading:
             near = position + self._behind
             self._before.append(state)
             for ids in by_place.get(place, []):
-                run = [*self._lower(fork_cache(cache), [*ids, *self._tokens[position:near]])]
-                self._runs[place, tuple(ids)] = run
+                run = self._lower(fork_cache(cache), [*ids, *self._tokens[position:near]])
+                self._runs[place, tuple(ids)] = [*run]
             state, change = self._stretch(cache, state, position, near)
             self._near.append(change)
             state, change = self._stretch(cache, state, near, end)
@@ -160,9 +162,7 @@ class SharedReading:
         for chunk in chunks(ids, self._chunk_size):
             chunk = chunk.to(self._model.device)
             out = self._model.model(chunk, past_key_values=cache, use_cache=True, stop_layer=self.layer)
-            given = None
-            if isinstance(layer.self_attn, CopiedMemory):
-                given = (layer.self_attn.values(self._model.model.embed_tokens(chunk)),)
+            given = given_values(layer.self_attn, self._model.model.embed_tokens(chunk))
             yield layer.input_layernorm(out.last_hidden_state), given
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from senri.errors import SenriError
-from senri.mixers import AddedMemory, CopiedMemory
+from senri.mixers import AddedMemory, CopiedMemory, given_values
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
 from senri.training.recall.values import check_branch
@@ -128,9 +128,7 @@ class Finding(Objective):
         return read.flatten(2), self._mixer.memory_read.logits(read, tail).mean(-1)
 
     def _given(self, ids: Tensor) -> tuple[Tensor, ...] | None:
-        """Return the values that a memory is given for tokens `[batch, seq]`; None where it makes its own."""
-        mixer = self._mixer
-        return (mixer.values(self.model.model.embed_tokens(ids)),) if isinstance(mixer, CopiedMemory) else None
+        return given_values(self._mixer, self.model.model.embed_tokens(ids))
 
     @torch.no_grad()
     def values(self, states: Tensor) -> Tensor:
