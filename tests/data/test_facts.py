@@ -320,10 +320,11 @@ def test_values_have_the_shapes_of_their_kinds():
 # Parts.
 
 
-def test_a_fact_is_asked_for_in_three_styles():
+def test_a_fact_is_asked_for_in_four_styles():
     fact = Fact("Ada lives in Rome.", "Where does Ada live?", "in Rome", "Ada", "facts", "Ada lives")
     assert ask(fact, "question") == ("\nQuestion: Where does Ada live?\nAnswer:", " in Rome")
     assert ask(fact, "completion") == ("\nAda lives", " in Rome")
+    assert ask(fact, "begun") == ("\nWhere does Ada live? Ada lives", " in Rome")
     said = replace(fact, sentence="Since May Ada lives in Rome.")
     assert ask(said, "verbatim") == ("\nSince May Ada lives", " in Rome")
     # Without the one it is about, or glued to what stands before, the beginning of the sentence does not ask for it.

@@ -27,6 +27,20 @@ KINDS = {
         "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3, 0.3], "convolution_mean": 0.4,
         "convolution_gates": True,
     },
+    "ahead": {
+        "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
+        "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
+        "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3, 0.3], "convolution_mean": 0.4,
+        "convolution_gates": True, "learned_write_strength": True, "write_strength": 0.4, "look_ahead": 3, "write_delay": 2,
+    },
+    "delayed": {
+        "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
+        "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5, "write_delay": 2,
+        "learned_write_strength": True, "write_strength": 0.4,
+    },
+    "ahead_in_segments": {
+        "segment_length": 4, "projections": "own", "short_convolution": 2, "look_ahead": 1, "write_delay": 1, "rule": "gated_delta",
+    },
     "whitened": {
         "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
         "projections": "own", "token_shift": True, "short_convolution": 3, "convolution_gates": True,
@@ -137,7 +151,7 @@ def test_the_first_token_writes_nothing_and_later_ones_do(kind):
     branch = build(kind)
     hidden, shared = tokens(branch, 1, 4)
     _, first = run(branch, *part(hidden, shared, 0, 1), double(branch.init_state(1)))
-    assert first["started"].all()
+    assert first["begun"].all()
     assert not first["M"].any()
     assert first["count"].tolist() == [1]
     state = first
@@ -207,6 +221,38 @@ def test_gates_weigh_shares_and_tokens_and_start_at_one():
     assert torch.equal(new_past, salient.flatten(2)[:, -4:])
 
 
+@pytest.mark.parametrize(("kind", "late"), [("ahead", 5), ("delayed", 2)])
+def test_a_token_is_written_late_as_it_would_have_been_at_once(kind, late):
+    branch, seq, ahead = build(kind), 14, KINDS[kind].get("look_ahead", 0)
+    plain = MemoryBranch(MemoryConfig(**KINDS[kind] | {"look_ahead": 0, "write_delay": 0}), HIDDEN, 4, 2, 4, 4).double()
+    if ahead:  # the last taps of a key's convolution are of the tokens behind; without them it is as if it had none
+        with torch.no_grad():
+            branch.inputs.conv_k.weight[:, -ahead:] = 0
+    own_taps = {"inputs.conv_k.weight": branch.inputs.conv_k.weight[:, : -ahead or None]} if ahead else {}
+    plain.load_state_dict(branch.state_dict() | own_taps)
+    hidden, _ = tokens(branch, 1, seq)
+    with torch.no_grad():
+        waited, state = branch.inputs(hidden, double(branch.init_state(1)))
+        at_once, _ = plain.inputs(hidden, double(plain.init_state(1)))
+    for name in ("k", "v", "beta"):
+        torch.testing.assert_close(getattr(waited, name)[:, :, late:], getattr(at_once, name)[:, :, :-late])
+    torch.testing.assert_close(waited.q, at_once.q)
+    assert not waited.beta[:, :, :late].any() and waited.beta[:, :, late + 1 :].all()
+    assert state["begun"].tolist() == [late + int(branch.config.token_shift)]
+    torch.testing.assert_close(state["late_states"], hidden[:, -late:])
+
+
+def test_a_mean_that_looks_ahead_starts_with_all_its_taps():
+    config = MemoryConfig(**KINDS["ahead"] | {"convolution_mean_decay": 0.5})
+    branch = MemoryBranch(config, HIDDEN, 4, 2, 4, 4)
+    weight = branch.inputs.conv_k.weight.view(2, 6, 8)
+    taps = torch.tensor([0.5 ** abs(age) for age in range(3, -5, -1)])
+    torch.testing.assert_close(weight[:, -2:], (taps / taps.norm()).expand(2, 2, 8))
+    for channel, delay in ((0, 4), (2, 5)):  # of the tokens it looks ahead, the shift, and the share's own
+        assert weight[0, channel].tolist() == [float(tap == 7 - delay) for tap in range(8)]
+    assert branch.inputs.conv_q.weight.shape == (24, 5)
+
+
 def test_writing_alone_keeps_the_last_queries():
     """Of queries only the convolution's past is made; it is the one that reading leaves."""
     branch = MemoryBranch(MemoryConfig(**KINDS["recall"]), HIDDEN, 4, 2, 4, 4)
@@ -274,7 +320,7 @@ def test_bfloat16_modules_keep_a_float32_state():
         shared = None if shared is None else tuple(x.bfloat16() for x in shared)
         out, state = run(branch, hidden.bfloat16(), shared, branch.init_state(2))
         assert out.dtype == torch.bfloat16
-        assert {x.dtype for name, x in state.items() if name not in ("count", "started")} == {torch.float32}
+        assert {x.dtype for name, x in state.items() if name not in ("count", "begun")} == {torch.float32}
         assert out.isfinite().all()
 
 

@@ -159,7 +159,14 @@ RECALL_LAYER = 2
 SMALL = {
     **{"facts": 12, "group": 3, "asked": 2, "texts": 8, "passage_areas": 3, "passage_width": 50, "passages": 3},
     **{"passages_until": 80, "passage_cue": 6, "passage_tokens": 10, "hidden": [2, 4], "tokens_per_fact": 20},
-    **{"neighbourhood": 8, "question_context": 4, "text_tokens": 12, "questions": 5, "text_questions": 2},
+    **{
+        "neighbourhood": 8,
+        "aftermath": 3,
+        "question_context": 4,
+        "text_tokens": 12,
+        "questions": 5,
+        "text_questions": 2,
+    },
     **{"noise_characters": 200},
     **{"styles": ["verbatim", "completion", "question"], "noise": 1, "code": 1, "noise_sentences": 1},
     **{"contents": 1, "contents_entries": 5, "reference": 1, "beginnings": 1, "beginning_tokens": 60},

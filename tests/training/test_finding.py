@@ -1,6 +1,7 @@
 """The loss finding: kept runs, haystacks with their questions, and the pointer that needs no layer above the memory."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from senri.training.recall.haystacks import aligned
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
 
-from .conftest import RECALL_LAYER, recall_recipe, stop_in_call, tiny_model
+from .conftest import RECALL_LAYER, recall_config, recall_recipe, stop_in_call, tiny_model
 from .test_language_modelling import assert_same, gradients
 
 
@@ -34,7 +35,8 @@ def model(recall_model: SenriForCausalLM) -> SenriForCausalLM:
 
 
 def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
-    return Finding(model, RECALL_LAYER, 8.0, batches.kinds, first_share=0.4)
+    config = recall_config().finding
+    return Finding(model, RECALL_LAYER, replace(config, meeting=0.7), batches.kinds, first_share=0.4)
 
 
 def test_kept_runs_are_what_the_layers_give(model: SenriForCausalLM, tmp_path: Path) -> None:
@@ -93,8 +95,6 @@ def test_a_haystack_holds_what_is_asked_for(finding_batches: Any, recall_rows: T
         assert not (batch["points"][~asked] >= 0).any()
         assert batch["states"].shape == (1, len(ids), 32) and int((~asked).sum()) >= 2
         assert int(asked.sum()) <= 5 + 3
-        said = (batch["targets"][:, :-1] >= 0) & (batch["targets"][:, 1:] >= 0)  # what the next position reads
-        assert torch.equal(batch["asking_ids"][:, 1:][said], batch["targets"][:, :-1][said])
         # Questions give nothing away: what goes in ends before the answer's last token, and nothing is asked before.
         assert (batch["targets"][:, 0] < 0).all()
         kinds |= {batches.kinds[kind] for kind in batch["kinds"][asked].tolist()}
@@ -135,26 +135,29 @@ def test_haystacks_are_decided_by_seed_and_number_and_grow(finding_batches: Any)
 
 
 def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness: float) -> torch.Tensor:
-    """Each question after the whole text in one run of the branch; shares and losses in loops."""
+    """Each question read token by token from the memory behind the text; shares and losses in loops."""
     layer: Any = model.model.layers[RECALL_LAYER]
     branch = layer.self_attn.memory
     text = layer.input_layernorm(batch["states"])
     copied = isinstance(layer.self_attn, CopiedMemory)
-    groups = branch.num_heads // branch.num_key_value_heads
+    groups, ahead = branch.num_heads // branch.num_key_value_heads, branch.config.tokens_late
 
     def given(ids: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
         return (layer.self_attn.values(model.model.embed_tokens(ids)),) if copied else None
 
-    values = branch.inputs(text, branch.init_state(1), given(batch["ids"]))[0].v.repeat_interleave(groups, dim=1)[0]
-    values = (values * branch.memory.norm_weight[:, None]).transpose(0, 1).flatten(1).detach()
-    values = values - values.mean(0)
-    finding, mixtures, asked_rows = [], [], 0
+    tokens, _ = branch.inputs(text, branch.init_state(1), given(batch["ids"]))
+    keys = tokens.k.repeat_interleave(groups, dim=1)[0, :, ahead:]
+    if not copied:
+        values = tokens.v.repeat_interleave(groups, dim=1)[0]
+        values = (values * branch.memory.norm_weight[:, None]).transpose(0, 1).flatten(1).detach()
+        values = values - values.mean(0)
+    behind = branch(text, branch.init_state(1), given(batch["ids"]))[1]
+    finding, mixtures, asked_rows, meeting, met = [], [], 0, 0.0, 0.0
     for row, targets in enumerate(batch["targets"]):
         tail = layer.input_layernorm(batch["asking"][row : row + 1])
-        ids = torch.cat([batch["ids"], batch["asking_ids"][row : row + 1]], dim=1)
-        read = branch(torch.cat([text, tail], dim=1), branch.init_state(1), given(ids))[0].transpose(1, 2)[
-            :, text.shape[1] :
-        ]
+        some = tail.new_zeros(1, branch.num_key_value_heads, tail.shape[1], branch.value_dim)
+        q = branch.inputs(tail, behind, (some,) if copied else None)[0].q
+        read = branch.memory.read(q, behind).transpose(1, 2)
         places = (targets >= 0).nonzero()[:, 0].tolist()
         is_text = int(batch["kinds"][row]) < 0
         pointed, mixed, found = [], [], 0.0
@@ -163,16 +166,18 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             is_even = is_text or count == 1
             weight = 1 / count if is_even else 0.4 if order == 0 else 0.6 / (count - 1)
             one = read[0, place].flatten()
-            shares = torch.stack([F.cosine_similarity(one, value, dim=0) for value in values]).mul(sharpness).softmax(0)
             right = [
                 at
                 for at, token in enumerate(batch["ids"][0])
                 if token == targets[place] or at == batch["points"][row, place]
             ]
-            share = shares[right].sum() if right else shares.new_tensor(0.0)
             if copied:
                 codes, embeddings = layer.self_attn.memory_codes, model.model.embed_tokens.weight
                 share = said_by_codes(codes, embeddings, one)[targets[place]]
+            else:
+                likeness = torch.stack([F.cosine_similarity(one, value, dim=0) for value in values])
+                shares = likeness.mul(sharpness).softmax(0)
+                share = shares[right].sum() if right else shares.new_tensor(0.0)
             strength = layer.self_attn.memory_read.logits(read[:, place : place + 1], tail[:, place : place + 1])
             strength = strength.mean().sigmoid()
             alone = batch["said"][row, place].exp()
@@ -181,11 +186,25 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 found += weight
             if right or is_text:
                 mixed.append(-weight * (strength * share + (1 - strength) * alone).log())
+            point = int(batch["points"][row, place])
+            if 0 <= point < keys.shape[1]:
+                query, eps = q[0, :, place], branch.config.eps
+                heads = [unit(key, eps) @ unit(one, eps) for one, key in zip(query, keys, strict=True)]
+                meeting = meeting - weight * torch.stack(heads).mean(0).mul(sharpness).log_softmax(0)[point]
+                met += weight
         if pointed:
             finding.append((torch.stack(pointed).sum(), found))
         mixtures.append(torch.stack(mixed).sum() if mixed else targets.new_tensor(0.0))
         asked_rows += 1
-    return sum(loss for loss, _ in finding) / sum(share for _, share in finding) + sum(mixtures) / asked_rows
+    found = sum(loss for loss, _ in finding) / sum(share for _, share in finding) + sum(mixtures) / asked_rows
+    return found + 0.7 * meeting / met
+
+
+def unit(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Scale to unit length, as the feature map does and then the memory."""
+    for _ in range(2):
+        x = x / x.norm(dim=-1, keepdim=True).clamp(min=eps)
+    return x
 
 
 def said_by_codes(codes: Any, embeddings: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
@@ -195,21 +214,21 @@ def said_by_codes(codes: Any, embeddings: torch.Tensor, read: torch.Tensor) -> t
     return torch.stack([F.cosine_similarity(read, code, dim=0) for code in each]).mul(codes.sharpness).softmax(0)
 
 
-def copying() -> SenriForCausalLM:
+def copying(**changes: Any) -> SenriForCausalLM:
     """A memory that is said at the head, beside the same layers as `recall_model`'s."""
-    model = torch.nn.Module.to(tiny_model("copy", (RECALL_LAYER,)), torch.float32)
+    model = torch.nn.Module.to(tiny_model("copy", (RECALL_LAYER,), **changes), torch.float32)
     choose_trained(model, "finding")
     return model
 
 
-@pytest.mark.parametrize("combine", ["add", "copy"])
+@pytest.mark.parametrize("combine", ["add", "copy", "copy that waits"])
 def test_the_loss_is_that_of_reading_everything_for_each_question(
     finding_batches: Any, model: SenriForCausalLM, combine: str
 ) -> None:
     batches = finding_batches()
     batch = batches([{"number": 0}])
-    if combine == "copy":
-        model = copying()
+    if combine != "add":
+        model = copying(look_ahead=3, write_delay=2) if "waits" in combine else copying()
     double = copy.deepcopy(model).double()
     batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
     found = objective(double, batches)(**batch)
@@ -272,9 +291,9 @@ def test_what_does_not_fit_is_refused(
     haystacks: Any, bytes_tokenizer: Any, recall_rows: TrainingRows, tmp_path: Path
 ) -> None:
     with pytest.raises(SenriError, match="another kind in its layers"):
-        Finding(tiny_model("gate", (2,)), 2, 8.0, (), 0.5)
+        Finding(tiny_model("gate", (2,)), 2, recall_config().finding, (), 0.5)
     with pytest.raises(SenriError, match="learned_read_strength to true"):
-        Finding(tiny_model("add", (2,)), 2, 8.0, (), 0.5)
+        Finding(tiny_model("add", (2,)), 2, recall_config().finding, (), 0.5)
     with pytest.raises(SenriError, match="no chat template"):
         haystacks(styles=["chat"])
     with pytest.raises(SenriError, match="too few for a text of"):

@@ -58,6 +58,10 @@ class MemoryConfig:
         convolution_mean_decay: factor of a token's weight in this mean from each token to the next, in (0, 1].
         convolution_gates: how much each share counts in a query or key, and each token in the mean, comes from the
             hidden state; all count 1 at the start.
+        look_ahead: a token is written so many tokens later, and its key is made of those too: what a sentence is about
+            may stand behind what it says. Needs `short_convolution`, which has so many taps more on keys.
+        write_delay: a token is written so many tokens later still: a window holds it until then, and a question does not
+            find itself. Both of these need `own` projections, and a state with room for so many tokens.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
@@ -98,6 +102,8 @@ class MemoryConfig:
     convolution_mean: float = 0.0
     convolution_mean_decay: float = 0.92
     convolution_gates: bool = False
+    look_ahead: int = 0
+    write_delay: int = 0
     learned_write_strength: bool = False
     write_strength: float = 1.0
     learned_read_strength: bool = False
@@ -121,7 +127,10 @@ class MemoryConfig:
         counts = ("dpfp_order", "segment_length", "num_heads", "num_key_value_heads", "key_dim", "value_dim")
         check_at_least("memory", {name: values[name] for name in counts}, 1)
         check_at_least(
-            "memory", {name: values[name] for name in ("short_convolution", "clean_every")}, 0, " (0 is off)"
+            "memory",
+            {name: values[name] for name in ("short_convolution", "look_ahead", "write_delay", "clean_every")},
+            0,
+            " (0 is off)",
         )
         if self.short_convolution == 1:
             raise SenriError("memory.short_convolution is 1, but it must be 0 (off) or a kernel of at least 2.")
@@ -135,9 +144,9 @@ class MemoryConfig:
             )
         if self.convolution_mean < 0:
             raise SenriError(f"memory.convolution_mean is {self.convolution_mean}, but it must be 0 or above.")
-        if (self.convolution_mean or self.convolution_gates) and not self.short_convolution:
+        if (self.convolution_mean or self.convolution_gates or self.look_ahead) and not self.short_convolution:
             raise SenriError(
-                "memory.convolution_mean and memory.convolution_gates belong to a convolution: set "
+                "memory.convolution_mean, memory.convolution_gates and memory.look_ahead belong to a convolution: set "
                 "memory.short_convolution."
             )
         for name in ("write_strength", "decay", "clean_energy", "convolution_mean_decay"):
@@ -188,6 +197,11 @@ class MemoryConfig:
                 "memory.state 'shared' lets layers read another layer's keys, which takes query projections of their "
                 "own: set memory.projections 'own'."
             )
+        if self.tokens_late and self.projections != "own":
+            raise SenriError(
+                "memory.look_ahead and memory.write_delay need projections of the memory's own: set memory.projections "
+                "'own', or leave them out."
+            )
         if self.whitened_inputs and self.projections != "own":
             raise SenriError(
                 "memory.whitened_inputs needs projections of the memory's own: set memory.projections 'own', or leave "
@@ -208,6 +222,11 @@ class MemoryConfig:
             SenriError: an unknown key (with the nearest known one) or a wrong value.
         """
         return from_mapping(cls, values, "memory")
+
+    @property
+    def tokens_late(self) -> int:
+        """How many tokens later than it is read a token is written."""
+        return self.look_ahead + self.write_delay
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as plain data, ready for JSON or YAML."""

@@ -14,7 +14,7 @@ from senri.memory.canonical import canonical_maps
 from senri.memory.config import MemoryConfig
 from senri.memory.discriminant import discriminant_map
 from senri.memory.input_whitening import InputWhitening
-from senri.memory.short_convolution import key_convolution, precise_sigmoid, shift_tokens
+from senri.memory.short_convolution import key_convolution, precise_sigmoid, query_convolution, shift_tokens
 
 _VALUE_SCALE = 0.5
 """Standard deviation of the values' entries at the start, given whitened hidden states."""
@@ -43,9 +43,12 @@ class MemoryInputs(nn.Module):
     With `shared` projections q, k and v come from the layer (before rotary positions); a memory that copies gets its
     values, which are codes of tokens. With `token_shift` a key is made
     of the token before ("what came before" -> "this"); a row's first token has none before it and writes nothing.
+    With `look_ahead` a token is written so many tokens later, with a key that those are part of; with `write_delay` later
+    still.
 
     State, by name: `conv_q` and `conv_k` `[batch, past, channels]`, the last inputs of the convolutions or the shift;
-    `started` `[batch]`, bool, with token shift: whether the row has read a token.
+    `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet, and `late_values` `[batch, late,
+    channels]`, where values are given; `begun` `[batch]`, int32, with any delay: tokens read, up to those that are late.
     """
 
     def __init__(
@@ -73,8 +76,8 @@ class MemoryInputs(nn.Module):
         if config.rule == "gated_delta":
             self.decay_proj = nn.Linear(hidden_size, num_key_value_heads)
         if config.short_convolution:
-            self.conv_q = key_convolution(config, hidden_size, num_heads, key_dim, 0)
-            self.conv_k = key_convolution(config, hidden_size, num_key_value_heads, key_dim, int(config.token_shift))
+            self.conv_q = query_convolution(config, hidden_size, num_heads, key_dim)
+            self.conv_k = key_convolution(config, hidden_size, num_key_value_heads, key_dim)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -175,15 +178,25 @@ class MemoryInputs(nn.Module):
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
         """Return the state before the first token; empty where there is neither shift nor convolution."""
         state: LayerState = {}
-        convolution = self.config.short_convolution
-        past = convolution - 1 if convolution else int(self.config.token_shift)
+        convolution, late = self.config.short_convolution, self.config.tokens_late
+        past = convolution - 1 + self.config.look_ahead if convolution else int(self.config.token_shift)
         if past:
             state["conv_k"] = torch.zeros(batch_size, past, self.num_key_value_heads * self.key_dim, device=device)
         if convolution:
-            state["conv_q"] = torch.zeros(batch_size, past, self.num_heads * self.key_dim, device=device)
-        if self.config.token_shift:
-            state["started"] = torch.zeros(batch_size, dtype=torch.bool, device=device)
+            state["conv_q"] = torch.zeros(batch_size, convolution - 1, self.num_heads * self.key_dim, device=device)
+        if late:
+            state["late_states"] = torch.zeros(batch_size, late, self.hidden_size, device=device)
+            if self.config.combine == "copy":
+                channels = self.num_key_value_heads * self.value_dim
+                state["late_values"] = torch.zeros(batch_size, late, channels, device=device)
+        if self._unwritten:
+            state["begun"] = torch.zeros(batch_size, dtype=torch.int32, device=device)
         return state
+
+    @property
+    def _unwritten(self) -> int:
+        """How many of a row's first steps write nothing."""
+        return self.config.tokens_late + int(self.config.token_shift)
 
     def forward(
         self,
@@ -214,33 +227,60 @@ class MemoryInputs(nn.Module):
         asking = None if write_only and not self.config.short_convolution else hidden_states
         if write_only and self.config.short_convolution and mask is None:
             asking = hidden_states[:, 1 - self.config.short_convolution :]  # of queries only the past is kept
-        q, k, v = self._project(hidden_states, shared, asking)
         new: LayerState = {}
+        due = written = hidden_states
+        if self.config.tokens_late:
+            late = state["late_states"].expand(len(hidden_states), -1, -1)
+            due, _ = shift_tokens(hidden_states, late, mask, self.config.write_delay)
+            written, new["late_states"] = shift_tokens(hidden_states, late, mask)
+        q, k, v = self._project(asking, due, written, shared)
+        if self.config.tokens_late:
+            k = k * self._is_there(state["begun"], hidden_states, mask, self.config.write_delay)[:, None, :, None]
+            if shared is not None:
+                v, new["late_values"] = _channels_last(shift_tokens, v, state["late_values"], mask)
         if self.config.short_convolution:
             if q is not None:
                 q, new["conv_q"] = _channels_last(self.conv_q, q, state["conv_q"], mask, asking)
-            k, new["conv_k"] = _channels_last(self.conv_k, k, state["conv_k"], mask, hidden_states)
+            k, new["conv_k"] = _channels_last(self.conv_k, k, state["conv_k"], mask, due, written)
         elif self.config.token_shift:
             k, new["conv_k"] = _channels_last(shift_tokens, k, state["conv_k"], mask)
         beta = None
         if self.config.learned_write_strength:
-            beta = _strength(self.beta_proj(hidden_states))
+            beta = _strength(self.beta_proj(written))
         decay = None
         if self.config.rule == "gated_delta":
-            decay = _strength(self.decay_proj(hidden_states))
-        if self.config.token_shift:
-            beta, new["started"] = self._silence_first(beta, k, state["started"], mask)
+            decay = _strength(self.decay_proj(written))
+        if self._unwritten:
+            beta = k.new_full(k.shape[:3], self.config.write_strength, dtype=torch.float32) if beta is None else beta
+            beta = beta * self._is_there(state["begun"], hidden_states, mask, self._unwritten).unsqueeze(1)
+            more = hidden_states.shape[1] if mask is None else mask.sum(dim=1)
+            new["begun"] = (state["begun"] + more).clamp(max=self._unwritten).to(torch.int32).expand(len(k))
         return MemoryTokens(None if write_only else q, k, v, beta, decay), new
 
+    def queries(self, hidden_states: Tensor, state: LayerState) -> Tensor:
+        """Return queries alone, `[batch, num_heads, seq, key_dim]`, of tokens that are not written.
+
+        Args:
+            hidden_states: `[batch, seq, hidden_size]`, with own projections.
+            state: behind the tokens before, of all rows or of each.
+        """
+        seen = self.seen(hidden_states)
+        q = split_heads(self.q_proj(seen), self.num_heads)
+        if self.config.short_convolution:
+            q, _ = _channels_last(self.conv_q, q, state["conv_q"], None, seen)
+        return q
+
     def _project(
-        self, hidden_states: Tensor, shared: tuple[Tensor, ...] | None, asking: Tensor | None
+        self, asking: Tensor | None, due: Tensor, written: Tensor, shared: tuple[Tensor, ...] | None
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Return q, k and v; own queries are those of `asking`, the last tokens or all of them, or None."""
+        """Return q, k and v; own ones are those of `asking` (the last tokens or all of them, or None), `due` (whose
+        keys begin to be made) and `written` (whose keys are made by now).
+        """
         if self.config.projections == "own":
             q = None if asking is None else split_heads(self.q_proj(asking), self.num_heads)
-            k = split_heads(self.k_proj(hidden_states), self.num_key_value_heads)
+            k = split_heads(self.k_proj(due), self.num_key_value_heads)
             if shared is None:
-                return q, k, split_heads(self.v_proj(hidden_states), self.num_key_value_heads)
+                return q, k, split_heads(self.v_proj(written), self.num_key_value_heads)
             return q, k, shared[0]
         assert shared is not None
         return (shared[0] if len(shared) == 3 else None), shared[-2], shared[-1]
@@ -259,16 +299,10 @@ class MemoryInputs(nn.Module):
             wanted = "(k, v)" if write_only and not self.config.short_convolution else "(q, k, v)"
             raise SenriError(f"memory.projections is 'shared' and needs the layer's {wanted}, but {given} were given.")
 
-    def _silence_first(
-        self, beta: Tensor | None, k: Tensor, started: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Set beta to 0 for the first token of rows that had none; return it and whether rows have a token now."""
-        batch, heads, seq, _ = k.shape
-        if beta is None:
-            beta = k.new_full((batch, heads, seq), self.config.write_strength, dtype=torch.float32)
-        present = torch.ones(batch, seq, dtype=torch.bool, device=k.device) if mask is None else mask.bool()
-        has_predecessor = started.unsqueeze(1) | (present.cumsum(dim=1) > 1)
-        return beta * has_predecessor.unsqueeze(1), started | present.any(dim=1)
+    def _is_there(self, begun: Tensor, x: Tensor, mask: Tensor | None, late: int) -> Tensor:
+        """Return where rows had a token `late` steps ago, `[batch, seq]`."""
+        present = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask.bool()
+        return begun.unsqueeze(1) + present.cumsum(dim=1) > late
 
 
 def _strength(logits: Tensor) -> Tensor:

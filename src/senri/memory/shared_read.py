@@ -21,7 +21,7 @@ from senri.memory.inputs import (
     start_projection,
     start_whitening,
 )
-from senri.memory.short_convolution import key_convolution
+from senri.memory.short_convolution import query_convolution
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class QueryInputs(nn.Module):
         self.whitening = InputWhitening(hidden_size) if config.whitened_inputs else None
         self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
         if config.short_convolution:
-            self.conv_q = key_convolution(config, hidden_size, num_heads, key_dim, 0)
+            self.conv_q = query_convolution(config, hidden_size, num_heads, key_dim)
 
     def reset_parameters(self) -> None:
         """Set every parameter to its start."""

@@ -31,7 +31,8 @@ class ShortConvolution(nn.Module):
         shares: of the channels of every head that are delayed by 0, 1, 2, ... further tokens.
         heads: how many heads the channels belong to.
         mean: share of the channels, beside those, that start as a mean.
-        mean_decay: factor of a token's weight in it from each token to the next.
+        mean_decay: factor of a token's weight in it from each token to the next, on either side.
+        ahead: so many tokens of the delay count in the mean as those before them do.
         gated_by: size of the hidden states that gates come from; None for no gates.
     """
 
@@ -45,12 +46,14 @@ class ShortConvolution(nn.Module):
         mean: float = 0.0,
         mean_decay: float = 1.0,
         gated_by: int | None = None,
+        ahead: int = 0,
     ) -> None:
         super().__init__()
         size, all_shares = channels // heads, [*shares, *([mean] if mean else [])]
         ends = [round(size * share / sum(all_shares)) for share in accumulate(all_shares)]
         self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
         self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
+        self.ahead = ahead
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
         self.gates = None if gated_by is None else nn.Linear(gated_by, heads * (len(self.sizes) + self.has_mean))
         self.reset_parameters()
@@ -65,14 +68,19 @@ class ShortConvolution(nn.Module):
             weight[..., -1 - self.delay - further] = 1.0
         if self.has_mean:
             age = torch.arange(self.weight.shape[1] - 1, -1, -1, device=self.weight.device) - self.delay
-            taps = torch.where(age >= 0, self.mean_decay ** age.clamp(min=0), 0.0)
+            taps = torch.where((age >= 0) | (self.ahead > 0), self.mean_decay ** age.abs(), 0.0)
             by_share[-1].copy_(taps / taps.norm())  # of whitened channels: as large as a delayed one
         if self.gates is not None:
             nn.init.zeros_(self.gates.weight)
             nn.init.zeros_(self.gates.bias)
 
     def forward(
-        self, x: Tensor, past: Tensor, mask: Tensor | None = None, hidden_states: Tensor | None = None
+        self,
+        x: Tensor,
+        past: Tensor,
+        mask: Tensor | None = None,
+        hidden_states: Tensor | None = None,
+        written: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Convolve.
 
@@ -81,6 +89,7 @@ class ShortConvolution(nn.Module):
             past: the inputs before x, `[batch, kernel_size - 1, channels]`, zeros at the start.
             mask: `[batch, seq]`, False for tokens that are not there.
             hidden_states: `[batch, seq, hidden]`, what gates come from.
+            written: of the tokens that outputs are of, where these are others, `ahead` tokens before.
 
         Returns:
             The output in x's dtype (zeros at padding) and the new past in the past's dtype.
@@ -90,12 +99,18 @@ class ShortConvolution(nn.Module):
             out, new_past = self._convolve(x, past, mask)
             return self._same_size(out), new_past
         assert hidden_states is not None
-        gates = 2 * precise_sigmoid(self.gates(hidden_states)).to(x.dtype).unflatten(-1, (self.heads, -1))
+        gates = self._gates(hidden_states, x.dtype)
         if self.has_mean:
-            salience, gates = gates[..., -1:], gates[..., :-1]
-            x = x * self._by_channel(F.pad(salience, (len(self.sizes) - 1, 0), value=1.0))
+            x = x * self._by_channel(F.pad(gates[..., -1:], (len(self.sizes) - 1, 0), value=1.0))
         out, new_past = self._convolve(x, past, mask)
-        return self._same_size(out) * self._by_channel(gates), new_past
+        if written is not None:
+            gates = self._gates(written, x.dtype)
+        return self._same_size(out) * self._by_channel(gates[..., : len(self.sizes)]), new_past
+
+    def _gates(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a factor for each share, then for the mean's tokens: `[batch, seq, heads, shares (+ 1)]`."""
+        assert self.gates is not None
+        return 2 * precise_sigmoid(self.gates(hidden_states)).to(dtype).unflatten(-1, (self.heads, -1))
 
     def _same_size(self, x: Tensor) -> Tensor:
         """Bring the channels of the mean to a mean square of 1 in each head."""
@@ -121,23 +136,40 @@ class ShortConvolution(nn.Module):
         return over_real_tokens(x, past, mask, mix)
 
 
-def key_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int, delay: int) -> ShortConvolution:
-    """Return the convolution of queries (no delay) or keys (one token, if they are shifted)."""
+def query_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int) -> ShortConvolution:
+    """Return the convolution of queries, which do not wait."""
+    return _convolution(config, config.short_convolution, 0, hidden_size, heads * key_dim, heads, 0)
+
+
+def key_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int) -> ShortConvolution:
+    """Return the convolution of keys, one token late where they are shifted, and as many more as they look ahead."""
+    ahead = config.look_ahead
+    kernel, delay = config.short_convolution + ahead, int(config.token_shift) + ahead
+    return _convolution(config, kernel, delay, hidden_size, heads * key_dim, heads, ahead)
+
+
+def _convolution(
+    config: MemoryConfig, kernel_size: int, delay: int, hidden_size: int, channels: int, heads: int, ahead: int
+) -> ShortConvolution:
     return ShortConvolution(
-        heads * key_dim,
-        config.short_convolution,
+        channels,
+        kernel_size,
         delay,
         config.convolution_delays,
         heads,
         config.convolution_mean,
         config.convolution_mean_decay,
         hidden_size if config.convolution_gates else None,
+        ahead,
     )
 
 
-def shift_tokens(x: Tensor, past: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Give every token its predecessor's vector: `[batch, seq, channels]`, past `[batch, 1, channels]`; as above."""
-    return over_real_tokens(x, past, mask, lambda inputs: inputs[:, :-1])
+def shift_tokens(x: Tensor, past: Tensor, mask: Tensor | None = None, late: int | None = None) -> tuple[Tensor, Tensor]:
+    """Give every token the vector of one `late` tokens before it, by default as many as there are in the past; else as
+    above.
+    """
+    skipped = 0 if late is None else past.shape[1] - late
+    return over_real_tokens(x, past, mask, lambda inputs: inputs[:, skipped : skipped + x.shape[1]])
 
 
 def over_real_tokens(

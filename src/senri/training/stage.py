@@ -193,8 +193,7 @@ class Stage:
         if self.config.loss == "finding":
             assert training.recall is not None
             haystacks = training.recall.haystacks
-            sharpness = training.recall.finding.sharpness
-            return Finding(model, start_layer, sharpness, haystacks.kind_names, haystacks.first_share)
+            return Finding(model, start_layer, training.recall.finding, haystacks.kind_names, haystacks.first_share)
         gradient = training.gradient or model.config.memory_config.gradient
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":

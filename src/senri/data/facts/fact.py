@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from senri.errors import SenriError, nearest
 
-Style = Literal["question", "completion", "verbatim"]
+Style = Literal["question", "completion", "verbatim", "begun"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,17 @@ def ask(fact: Fact, style: Style) -> tuple[str, str]:
 
     Args:
         fact: the one asked for.
-        style: as a question, as a sentence to complete, or verbatim: the very sentence, up to the answer; where what it
-            is about does not stand before the answer, as a sentence to complete.
+        style: as a question, as a sentence to complete, as a question whose answer has begun as that sentence does, or
+            verbatim: the very sentence, up to the answer; where what it is about does not stand before the answer, as a
+            sentence to complete.
 
     Raises:
         SenriError: an unknown style.
     """
     if style == "question":
         return f"\nQuestion: {fact.question}\nAnswer:", f" {fact.answer}"
+    if style == "begun":
+        return f"\n{fact.question} {fact.completion}", f" {fact.answer}"
     if style == "verbatim":
         before = fact.sentence.partition(fact.answer)[0]
         if before.endswith(" ") and fact.key.casefold() in before.casefold():

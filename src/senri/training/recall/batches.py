@@ -63,7 +63,6 @@ class FindingBatches:
             "states": drawn.states[None],
             "ids": drawn.ids[None],
             "asking": pad_sequence(self._kept.states(numbers), batch_first=True)[:, :-1],
-            "asking_ids": pad_sequence([torch.tensor(one.ids[:-1]) for one, _ in asked], batch_first=True),
             "targets": _targets([one for one, _ in asked]),
             "points": pad_sequence(points, batch_first=True, padding_value=-1),
             "said": pad_sequence(said, batch_first=True),

@@ -9,7 +9,7 @@ from senri.errors import SenriError
 
 PASSAGES = "passages"
 
-Style = Literal["verbatim", "completion", "question", "chat"]
+Style = Literal["verbatim", "completion", "question", "begun", "chat"]
 
 
 @dataclass
@@ -129,6 +129,7 @@ class HaystackConfig:
         hidden: numbers of facts in a text; drawn with equal chances.
         tokens_per_fact: a text has no more facts than one in so many tokens.
         neighbourhood: tokens before a fact that its states see.
+        aftermath: tokens of plain text behind a fact that stand there with it: their states see it.
         questions: most of them about one text.
         question_context: tokens of plain text that stand before a question, in the loss finding.
         texts: pieces of plain text that go on, kept beside the questions.
@@ -162,6 +163,7 @@ class HaystackConfig:
     hidden: list[int]
     tokens_per_fact: int
     neighbourhood: int
+    aftermath: int
     questions: int
     question_context: int
     texts: int
@@ -185,6 +187,7 @@ class HaystackConfig:
             "text_questions",
             "passage_areas",
             "passages_until",
+            "aftermath",
         )
         for name in (field.name for field in fields(self) if field.type is int):
             value, least = getattr(self, name), 0 if name in may_be_zero else 1
@@ -254,15 +257,20 @@ class FindingConfig:
 
     Args:
         lengths: of its texts.
-        sharpness: of the pointer: factor of cosines in its softmax; a memory that copies has its own.
+        sharpness: factor of cosines of queries with keys, and of the pointer's, in the softmax; for the second a memory
+            that copies has its own.
+        meeting: weight of the loss that queries should be most like their own keys, beside what is read.
     """
 
     lengths: LengthsConfig
     sharpness: float
+    meeting: float
 
     def __post_init__(self) -> None:
         if self.sharpness <= 0:
             raise SenriError(f"training.recall.finding.sharpness is {self.sharpness}, but it must be above 0.")
+        if self.meeting < 0:
+            raise SenriError(f"training.recall.finding.meeting is {self.meeting}, but it must be 0 or above.")
 
 
 @dataclass

@@ -211,7 +211,8 @@ class Haystacks:
         for fact in FactMaker("train", kinds).make(rng, config.group, same_kind=alike):
             sentence = tokens_of(f" {fact.sentence}", self._tokenizer)
             group.append(len(self._facts))
-            self._facts.append(Run((*self._some(config.neighbourhood, rng), *sentence), config.neighbourhood))
+            before, behind = self._some(config.neighbourhood, rng), self._some(config.aftermath, rng)
+            self._facts.append(Run((*before, *sentence, *behind), config.neighbourhood))
             asked = []
             for style in rng.sample(config.styles, min(config.asked, len(config.styles))):
                 if style == "chat":
