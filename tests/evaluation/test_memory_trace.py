@@ -37,6 +37,7 @@ MEMORIES = {
     "delta segments": {"memory": {**SEGMENTS, "rule": "delta", "order": "update_then_retrieve"}},
     "delta tokens with z": {"memory": {**SEGMENTS, "rule": "delta", "granularity": "token"}},
     "delta tokens": {"memory": DELTA},
+    "late tokens": {"memory": {**DELTA, "look_ahead": 2, "write_delay": 3}},
     "gated segments": {"memory": {**SEGMENTS, "rule": "gated_delta", "feature_map": "dpfp", "decay": 0.9}},
     "gated tokens": {"memory": {**DELTA, "rule": "gated_delta", "decay": 0.9}},
     "gated tokens with z": {"memory": {**SEGMENTS, "rule": "gated_delta", "granularity": "token", "decay": 0.9}},
@@ -127,7 +128,7 @@ def test_how_strongly_a_token_is_written_is_the_change_of_the_matrices(name, ids
         wanted.append((after - before).flatten(1).norm(dim=1))
         before = after
     torch.testing.assert_close(recorded[layer].change.double(), torch.stack(wanted, dim=1), rtol=2e-4, atol=2e-5)
-    assert recorded[layer].change[:, 1:].min() > 0
+    assert recorded[layer].change[:, 1 + config.tokens_late :].min() > 0
 
 
 @pytest.mark.parametrize("name", ["gated segments", "multi", "orthogonal"])
@@ -366,3 +367,16 @@ def test_the_part_refuses_models_without_a_memory(text):
 def test_wrong_settings_are_refused(field):
     with pytest.raises(SenriError, match=f"{field} is 0"):
         settings(None, **{field: 0})
+
+
+def test_what_is_shown_of_a_memory_that_waits_stands_at_its_own_token(text):
+    late, plain = build("late tokens"), build("delta tokens")
+    weights = late.state_dict()
+    taps = "model.layers.1.self_attn.memory.inputs.conv_k.weight"
+    weights[taps][:, -2:] = 0
+    plain.load_state_dict(weights | {taps: weights[taps][:, :-2]})
+    one, other = (
+        torch.tensor(measure(model, settings(text)).results["shown"]["strengths"]["1"]) for model in (late, plain)
+    )
+    assert not one[-5:].any() and one[:-5].all()
+    torch.testing.assert_close(one[:-5] / one[0], other[:-5] / other[0], atol=0, rtol=1e-2)

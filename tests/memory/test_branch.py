@@ -31,7 +31,8 @@ KINDS = {
         "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
         "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
         "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3, 0.3], "convolution_mean": 0.4,
-        "convolution_gates": True, "learned_write_strength": True, "write_strength": 0.4, "look_ahead": 3, "write_delay": 2,
+        "convolution_gates": True, "learned_write_strength": True, "write_strength": 0.4, "look_ahead": 3,
+        "write_delay": 2,
     },
     "delayed": {
         "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
@@ -39,7 +40,8 @@ KINDS = {
         "learned_write_strength": True, "write_strength": 0.4,
     },
     "ahead_in_segments": {
-        "segment_length": 4, "projections": "own", "short_convolution": 2, "look_ahead": 1, "write_delay": 1, "rule": "gated_delta",
+        "segment_length": 4, "projections": "own", "short_convolution": 2, "look_ahead": 1, "write_delay": 1,
+        "rule": "gated_delta",
     },
     "whitened": {
         "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",

@@ -60,8 +60,8 @@ class MemoryConfig:
             hidden state; all count 1 at the start.
         look_ahead: a token is written so many tokens later, and its key is made of those too: what a sentence is about
             may stand behind what it says. Needs `short_convolution`, which has so many taps more on keys.
-        write_delay: a token is written so many tokens later still: a window holds it until then, and a question does not
-            find itself. Both of these need `own` projections, and a state with room for so many tokens.
+        write_delay: a token is written so many tokens later still: a window holds it until then, and a question does
+            not find itself. Both of these need `own` projections, and a state with room for so many tokens.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise

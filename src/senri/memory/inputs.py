@@ -43,12 +43,12 @@ class MemoryInputs(nn.Module):
     With `shared` projections q, k and v come from the layer (before rotary positions); a memory that copies gets its
     values, which are codes of tokens. With `token_shift` a key is made
     of the token before ("what came before" -> "this"); a row's first token has none before it and writes nothing.
-    With `look_ahead` a token is written so many tokens later, with a key that those are part of; with `write_delay` later
-    still.
+    With `look_ahead` a token is written so many tokens later, with a key that those are part of; with `write_delay`
+    later still.
 
     State, by name: `conv_q` and `conv_k` `[batch, past, channels]`, the last inputs of the convolutions or the shift;
     `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet, and `late_values` `[batch, late,
-    channels]`, where values are given; `begun` `[batch]`, int32, with any delay: tokens read, up to those that are late.
+    channels]`, where values are given; `begun` `[batch]`, int32, with any delay: tokens read, as far as they count.
     """
 
     def __init__(
