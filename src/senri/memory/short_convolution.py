@@ -110,8 +110,8 @@ class ShortConvolution(nn.Module):
     def _gates(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a factor for each share, then for the mean's tokens: `[batch, seq, heads, shares (+ 1)]`."""
         assert self.gates is not None
-        gates: Tensor = 2 * precise_sigmoid(self.gates(hidden_states)).to(dtype)
-        return gates.unflatten(-1, (self.heads, -1))
+        logits: Tensor = self.gates(hidden_states).unflatten(-1, (self.heads, -1))
+        return 2 * precise_sigmoid(logits).to(dtype)
 
     def _same_size(self, x: Tensor) -> Tensor:
         """Bring the channels of the mean to a mean square of 1 in each head."""

@@ -21,6 +21,9 @@ from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.evaluating import evaluating
 from senri.training.frozen_base import check_finite, lower_fingerprint, lower_states, open_kept
 
+_ROWS = 8
+"""Runs of about the same length that are computed together."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -109,21 +112,21 @@ class KeptRuns:
 
     @torch.no_grad()
     def _compute(self, numbers: Sequence[int]) -> None:
-        missing = sorted({number for number in numbers if not self._is_there[number]})
-        if not missing:
-            return
+        missing = {number for number in numbers if not self._is_there[number]}
+        by_length = sorted(missing, key=lambda number: (len(self._runs[number].ids), number))
+        for start in range(0, len(by_length), _ROWS):
+            self._compute_together(by_length[start : start + _ROWS])
+
+    def _compute_together(self, numbers: Sequence[int]) -> None:
         device = self._model.device
-        padded = pad_sequence([torch.tensor(self._runs[number].ids) for number in missing], batch_first=True)
+        runs = [self._runs[number] for number in numbers]
+        padded = pad_sequence([torch.tensor(run.ids) for run in runs], batch_first=True)
         padded = padded.to(device)  # padding stands behind the end, which nothing sees
         with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
             states = lower_states(self._model, padded, self._start_layer, padded.shape[1])
-            said = (
-                None
-                if self._said is None
-                else self._say(states, padded, [self._runs[number].answer for number in missing])
-            )
-        for row, number in enumerate(missing):
-            run, place = self._runs[number], self._place(number)
+            said = None if self._said is None else self._say(states, padded, runs)
+        for row, (number, run) in enumerate(zip(numbers, runs, strict=True)):
+            place = self._place(number)
             with np.errstate(over="ignore"):  # said in words below
                 self._states[place] = states[row, run.skip : len(run.ids)].float().cpu().numpy()
             check_finite(self._states[place])
@@ -131,14 +134,19 @@ class KeptRuns:
                 self._said[place] = said[row, run.skip : len(run.ids)].cpu().numpy()
             self._is_there[number] = 1
 
-    def _say(self, states: Tensor, ids: Tensor, answers: Sequence[int]) -> Tensor:
+    def _say(self, states: Tensor, ids: Tensor, runs: Sequence[Run]) -> Tensor:
         """Return the log-probability of each token from each row's answer on, `[batch, seq]`, float32."""
         with evaluating(self._model), self._model.memory_disabled():
             hidden = self._model.model(inputs_embeds=states, start_layer=self._start_layer, use_cache=False)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        first, end = (
+            torch.tensor(some, device=ids.device)[:, None]
+            for some in ([run.answer for run in runs], [len(run.ids) for run in runs])
+        )
+        row, column = ((place >= first) & (place < end)).nonzero(as_tuple=True)
+        logits = self._model.lm_head(hidden.last_hidden_state[row, column - 1]).float()
         said = torch.zeros(ids.shape, device=ids.device)
-        for row, (own, first) in enumerate(zip(hidden.last_hidden_state, answers, strict=True)):
-            logits = self._model.lm_head(own[first - 1 : -1]).float()  # those of all rows would take much room
-            said[row, first:] = logits.log_softmax(-1).gather(1, ids[row, first:, None])[:, 0]
+        said[row, column] = logits.log_softmax(-1).gather(1, ids[row, column, None])[:, 0]
         return said
 
 
