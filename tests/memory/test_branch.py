@@ -32,7 +32,6 @@ KINDS = {
         "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
         "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3, 0.3], "convolution_mean": 0.4,
         "convolution_gates": True, "learned_write_strength": True, "write_strength": 0.4, "look_ahead": 3,
-        "write_strength_by_key": True,
         "write_delay": 2,
     },
     "delayed": {
@@ -243,25 +242,6 @@ def test_a_token_is_written_late_as_it_would_have_been_at_once(kind, late):
     assert not waited.beta[:, :, :late].any() and waited.beta[:, :, late + 1 :].all()
     assert state["begun"].tolist() == [late + int(branch.config.token_shift)]
     torch.testing.assert_close(state["late_states"], hidden[:, -late:])
-
-
-def test_a_write_strength_may_go_by_the_key():
-    plain = MemoryBranch(MemoryConfig(**KINDS["recall"]), HIDDEN, 4, 2, 4, 4).double()
-    branch = MemoryBranch(MemoryConfig(**KINDS["recall"], write_strength_by_key=True), HIDDEN, 4, 2, 4, 4).double()
-    assert not branch.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
-    hidden, _ = tokens(branch, 2, 5)
-    with torch.no_grad():
-        wanted, _ = plain.inputs(hidden, double(plain.init_state(2)))
-        found, _ = branch.inputs(hidden, double(branch.init_state(2)))
-        assert torch.equal(found.beta, wanted.beta)  # at the start it does not
-        torch.nn.init.normal_(branch.inputs.beta_key)
-        found, _ = branch.inputs(hidden, double(branch.init_state(2)))
-    logits = torch.stack(
-        [F.normalize(found.k[:, head], dim=-1) @ branch.inputs.beta_key[head] for head in range(2)], dim=1
-    )
-    beta = (wanted.beta.logit() + logits).sigmoid()
-    torch.testing.assert_close(found.beta[:, :, 1:], beta[:, :, 1:])
-    assert not found.beta[:, :, 0].any()
 
 
 def test_a_mean_that_looks_ahead_starts_with_all_its_taps():

@@ -63,8 +63,6 @@ class MemoryConfig:
         write_delay: a token is written so many tokens later still: a window holds it until then, and a question does
             not find itself. Both of these need `own` projections, and a state with room for so many tokens.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
-        write_strength_by_key: the learned beta goes also by the key, of length 1: whether a token is worth keeping is
-            seen from those around it, which a convolution puts into the key. Starts as if it did not.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
             all of it is. Only with `combine: add` and `copy`, which needs it.
@@ -107,7 +105,6 @@ class MemoryConfig:
     look_ahead: int = 0
     write_delay: int = 0
     learned_write_strength: bool = False
-    write_strength_by_key: bool = False
     write_strength: float = 1.0
     learned_read_strength: bool = False
     read_strength: float = 0.9
@@ -158,10 +155,6 @@ class MemoryConfig:
         if self.learned_write_strength and self.write_strength == 1.0:
             raise SenriError(
                 "memory.write_strength is 1.0, where a learned strength cannot start: take a value below 1."
-            )
-        if self.write_strength_by_key and not self.learned_write_strength:
-            raise SenriError(
-                "memory.write_strength_by_key is a way to learn a strength: set memory.learned_write_strength to true."
             )
         if self.rule == "gated_delta" and self.decay == 1.0:
             raise SenriError("memory.decay is 1.0, where a learned decay cannot start: take a value below 1.")

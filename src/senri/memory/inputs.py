@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senri.errors import SenriError
@@ -74,8 +73,6 @@ class MemoryInputs(nn.Module):
                 self.v_proj = nn.Linear(hidden_size, num_key_value_heads * value_dim)
         if config.learned_write_strength:
             self.beta_proj = nn.Linear(hidden_size, num_key_value_heads)
-            if config.write_strength_by_key:
-                self.beta_key = nn.Parameter(torch.empty(num_key_value_heads, key_dim))
         if config.rule == "gated_delta":
             self.decay_proj = nn.Linear(hidden_size, num_key_value_heads)
         if config.short_convolution:
@@ -96,8 +93,6 @@ class MemoryInputs(nn.Module):
         if self.config.learned_write_strength:
             nn.init.zeros_(self.beta_proj.weight)
             nn.init.constant_(self.beta_proj.bias, _logit(self.config.write_strength))
-            if self.config.write_strength_by_key:
-                nn.init.zeros_(self.beta_key)
         if self.config.rule == "gated_delta":
             nn.init.zeros_(self.decay_proj.weight)
             nn.init.constant_(self.decay_proj.bias, _logit(self.config.decay))
@@ -251,11 +246,7 @@ class MemoryInputs(nn.Module):
             k, new["conv_k"] = _channels_last(shift_tokens, k, state["conv_k"], mask)
         beta = None
         if self.config.learned_write_strength:
-            logits = self.beta_proj(written)
-            if self.config.write_strength_by_key:
-                unit = F.normalize(k, dim=-1, eps=self.config.eps)
-                logits = logits + torch.einsum("bhsd,hd->bsh", unit, self.beta_key.to(unit.dtype))
-            beta = _strength(logits)
+            beta = _strength(self.beta_proj(written))
         decay = None
         if self.config.rule == "gated_delta":
             decay = _strength(self.decay_proj(written))
