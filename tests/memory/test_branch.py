@@ -32,6 +32,7 @@ KINDS = {
         "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
         "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3, 0.3], "convolution_mean": 0.4,
         "convolution_gates": True, "learned_write_strength": True, "write_strength": 0.4, "look_ahead": 3,
+        "convolved_write_strength": True,
         "write_delay": 2,
     },
     "delayed": {
@@ -230,7 +231,11 @@ def test_a_token_is_written_late_as_it_would_have_been_at_once(kind, late):
     if ahead:  # the last taps of a key's convolution are of the tokens behind; without them it is as if it had none
         with torch.no_grad():
             branch.inputs.conv_k.weight[:, -ahead:] = 0
-    own_taps = {"inputs.conv_k.weight": branch.inputs.conv_k.weight[:, : -ahead or None]} if ahead else {}
+            branch.inputs.conv_beta.weight[:, -ahead:] = 0
+    convolutions = [
+        name for name in branch.state_dict() if ahead and name.endswith(("conv_k.weight", "conv_beta.weight"))
+    ]
+    own_taps = {name: branch.state_dict()[name][:, :-ahead] for name in convolutions}
     plain.load_state_dict(branch.state_dict() | own_taps)
     hidden, _ = tokens(branch, 1, seq)
     with torch.no_grad():
@@ -242,6 +247,27 @@ def test_a_token_is_written_late_as_it_would_have_been_at_once(kind, late):
     assert not waited.beta[:, :, :late].any() and waited.beta[:, :, late + 1 :].all()
     assert state["begun"].tolist() == [late + int(branch.config.token_shift)]
     torch.testing.assert_close(state["late_states"], hidden[:, -late:])
+
+
+def test_a_write_strength_is_a_sum_over_the_tokens_around():
+    sizes = KINDS["recall"] | {"look_ahead": 2}
+    plain = MemoryBranch(MemoryConfig(**sizes), HIDDEN, 4, 2, 4, 4).double()
+    branch = MemoryBranch(MemoryConfig(**sizes, convolved_write_strength=True), HIDDEN, 4, 2, 4, 4).double()
+    torch.nn.init.normal_(plain.inputs.beta_proj.weight)
+    assert not branch.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    hidden, _ = tokens(branch, 2, 9)
+    with torch.no_grad():
+        wanted, _ = plain.inputs(hidden, double(plain.init_state(2)))
+        found, _ = branch.inputs(hidden, double(branch.init_state(2)))
+        torch.testing.assert_close(found.beta, wanted.beta)  # at the start they do not count
+        torch.nn.init.normal_(branch.inputs.conv_beta.weight)
+        found, _ = branch.inputs(hidden, double(branch.init_state(2)))
+        logits = branch.inputs.beta_proj(hidden)
+    weight, taps = branch.inputs.conv_beta.weight, 4 + 2
+    for step in range(3, 9):  # of the token two before it, which is not the first
+        around = [(step - age, weight[:, taps - 1 - age]) for age in range(taps) if step >= age]
+        beta = sum(logits[:, at] * weights for at, weights in around).sigmoid()
+        torch.testing.assert_close(found.beta[:, :, step], beta)
 
 
 def test_a_mean_that_looks_ahead_starts_with_all_its_taps():

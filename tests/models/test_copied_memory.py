@@ -22,6 +22,7 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
     """Against a loop over positions and tokens."""
     model = build("copy")
     mixer, found = model.model.layers[1].self_attn, []
+    mixer.memory_read.sure.fill_(0.7)
     mixer.register_forward_hook(lambda module, _args, _out: found.append(module.found))
     said = model(ids).logits
     (read, strength), embeddings = found[0], model.model.embed_tokens.weight
@@ -31,8 +32,9 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
     codes = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
     for row, position in ((0, 0), (0, 28), (1, 7)):
         likeness = torch.stack([F.cosine_similarity(read[row, position], code, dim=0) for code in codes])
-        share = strength[row, position].sigmoid()
-        wanted = share * (6.0 * likeness).softmax(-1) + (1 - share) * alone[row, position]
+        read_says = (6.0 * likeness).softmax(-1)
+        share = (strength[row, position] + 0.7 * read_says.max().log()).sigmoid()
+        wanted = share * read_says + (1 - share) * alone[row, position]
         torch.testing.assert_close(said[row, position].exp(), wanted, **TOLERANCE)
 
 

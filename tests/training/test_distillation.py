@@ -112,7 +112,11 @@ def test_what_each_choice_trains(combine: str) -> None:
 def test_gates_and_strengths_have_their_own_rate_and_no_decay() -> None:
     for combine, changes, names in (
         ("gate", {}, ["memory_gate"]),
-        ("add", {"convolution_gates": True}, ["beta_proj", "conv_q.gates", "conv_k.gates"]),
+        (
+            "add",
+            {"convolution_gates": True, "convolved_write_strength": True},
+            ["beta_proj", "conv_beta", "conv_q.gates", "conv_k.gates"],
+        ),
     ):
         model = tiny_model(combine, (2,), **changes)
         choose_trained(model, "mixers")

@@ -173,12 +173,15 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             ]
             if copied:
                 codes, embeddings = layer.self_attn.memory_codes, model.model.embed_tokens.weight
-                share = said_by_codes(codes, embeddings, one)[targets[place]]
+                every = said_by_codes(codes, embeddings, one)
+                share = every[targets[place]]
             else:
                 likeness = torch.stack([F.cosine_similarity(one, value, dim=0) for value in values])
                 shares = likeness.mul(sharpness).softmax(0)
                 share = shares[right].sum() if right else shares.new_tensor(0.0)
             strength = layer.self_attn.memory_read.logits(read[:, place : place + 1], tail[:, place : place + 1])
+            if copied:
+                strength = strength + layer.self_attn.memory_read.sure * every.max().log()
             strength = strength.mean().sigmoid()
             alone = batch["said"][row, place].exp()
             if right and not is_text:
@@ -230,6 +233,8 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     if combine != "add":
         model = copying(look_ahead=3, write_delay=2) if "waits" in combine else copying()
     double = copy.deepcopy(model).double()
+    if combine != "add":
+        torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_read.sure, 0.6)
     batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
     found = objective(double, batches)(**batch)
     mine = gradients(double, found["loss"])
@@ -273,7 +278,7 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
         *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found"),
     }
     copied = {name.removeprefix(prefix) for name in trained_names(copying())}
-    assert copied == names | {"memory_codes.sharpness"}
+    assert copied == names | {"memory_codes.sharpness", "memory_read.sure"}
 
 
 def test_a_chat_ends_with_the_end_of_text(

@@ -146,15 +146,16 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
         how |= dict.fromkeys(("memory.inputs.q_proj.bias", "memory.inputs.k_proj.bias"), "zeros: the base has none")
     if memory.combine == "add":
         how["memory_o_proj.weight"] = "zeros: a fresh branch adds nothing"
-    if memory.combine == "copy":
-        how["memory_codes.frequencies"] = "random, whitened on the embeddings of all tokens"
-        how["memory_codes.sharpness"] = f"memory.copy_sharpness {memory.copy_sharpness}"
     if memory.combine in ("add", "copy"):
         how |= {
             "memory_read.proj.weight": "zeros",
             "memory_read.proj.bias": f"read strength {memory.read_strength}",
             "memory_read.found": "ones: strength follows the odds that something was found",
         }
+    if memory.combine == "copy":
+        how["memory_codes.frequencies"] = "random, whitened on the embeddings of all tokens"
+        how["memory_codes.sharpness"] = f"memory.copy_sharpness {memory.copy_sharpness}"
+        how["memory_read.sure"] = "zeros: strength does not yet go by how sure a read is"
     if report is None:
         return how
     text = f"{report['tokens']} tokens of {report['text']}"

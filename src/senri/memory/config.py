@@ -63,6 +63,8 @@ class MemoryConfig:
         write_delay: a token is written so many tokens later still: a window holds it until then, and a question does
             not find itself. Both of these need `own` projections, and a state with room for so many tokens.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
+        convolved_write_strength: the logit of the learned beta is a weighted sum of those of the tokens around, over
+            the taps of the keys' convolution: a sentence is worth keeping as a whole. Starts as each token's own.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
             all of it is. Only with `combine: add` and `copy`, which needs it.
@@ -105,6 +107,7 @@ class MemoryConfig:
     look_ahead: int = 0
     write_delay: int = 0
     learned_write_strength: bool = False
+    convolved_write_strength: bool = False
     write_strength: float = 1.0
     learned_read_strength: bool = False
     read_strength: float = 0.9
@@ -155,6 +158,11 @@ class MemoryConfig:
         if self.learned_write_strength and self.write_strength == 1.0:
             raise SenriError(
                 "memory.write_strength is 1.0, where a learned strength cannot start: take a value below 1."
+            )
+        if self.convolved_write_strength and not (self.learned_write_strength and self.short_convolution):
+            raise SenriError(
+                "memory.convolved_write_strength needs a learned strength and a convolution's taps: set "
+                "memory.learned_write_strength and memory.short_convolution."
             )
         if self.rule == "gated_delta" and self.decay == 1.0:
             raise SenriError("memory.decay is 1.0, where a learned decay cannot start: take a value below 1.")

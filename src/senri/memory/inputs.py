@@ -14,7 +14,13 @@ from senri.memory.canonical import canonical_maps
 from senri.memory.config import MemoryConfig
 from senri.memory.discriminant import discriminant_map
 from senri.memory.input_whitening import InputWhitening
-from senri.memory.short_convolution import key_convolution, precise_sigmoid, query_convolution, shift_tokens
+from senri.memory.short_convolution import (
+    key_convolution,
+    precise_sigmoid,
+    query_convolution,
+    shift_tokens,
+    strength_convolution,
+)
 
 _VALUE_SCALE = 0.5
 """Standard deviation of the values' entries at the start, given whitened hidden states."""
@@ -46,9 +52,10 @@ class MemoryInputs(nn.Module):
     With `look_ahead` a token is written so many tokens later, with a key that those are part of; with `write_delay`
     later still.
 
-    State, by name: `conv_q` and `conv_k` `[batch, past, channels]`, the last inputs of the convolutions or the shift;
-    `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet, and `late_values` `[batch, late,
-    channels]`, where values are given; `begun` `[batch]`, int32, with any delay: tokens read, as far as they count.
+    State, by name: `conv_q`, `conv_k` and `conv_beta` `[batch, past, channels]`, the last inputs of the convolutions or
+    the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet, and `late_values`
+    `[batch, late, channels]`, where values are given; `begun` `[batch]`, int32, with any delay: tokens read, as far as
+    they count.
     """
 
     def __init__(
@@ -73,6 +80,8 @@ class MemoryInputs(nn.Module):
                 self.v_proj = nn.Linear(hidden_size, num_key_value_heads * value_dim)
         if config.learned_write_strength:
             self.beta_proj = nn.Linear(hidden_size, num_key_value_heads)
+            if config.convolved_write_strength:
+                self.conv_beta = strength_convolution(config, num_key_value_heads)
         if config.rule == "gated_delta":
             self.decay_proj = nn.Linear(hidden_size, num_key_value_heads)
         if config.short_convolution:
@@ -93,6 +102,8 @@ class MemoryInputs(nn.Module):
         if self.config.learned_write_strength:
             nn.init.zeros_(self.beta_proj.weight)
             nn.init.constant_(self.beta_proj.bias, _logit(self.config.write_strength))
+            if self.config.convolved_write_strength:
+                self.conv_beta.reset_parameters()
         if self.config.rule == "gated_delta":
             nn.init.zeros_(self.decay_proj.weight)
             nn.init.constant_(self.decay_proj.bias, _logit(self.config.decay))
@@ -184,6 +195,8 @@ class MemoryInputs(nn.Module):
             state["conv_k"] = torch.zeros(batch_size, past, self.num_key_value_heads * self.key_dim, device=device)
         if convolution:
             state["conv_q"] = torch.zeros(batch_size, convolution - 1, self.num_heads * self.key_dim, device=device)
+        if self.config.convolved_write_strength:
+            state["conv_beta"] = torch.zeros(batch_size, past, self.num_key_value_heads, device=device)
         if late:
             state["late_states"] = torch.zeros(batch_size, late, self.hidden_size, device=device)
             if self.config.combine == "copy":
@@ -234,8 +247,10 @@ class MemoryInputs(nn.Module):
             due, _ = shift_tokens(hidden_states, late, mask, self.config.write_delay)
             written, new["late_states"] = shift_tokens(hidden_states, late, mask)
         q, k, v = self._project(asking, due, written, shared)
+        is_due: Tensor | None = None
         if self.config.tokens_late:
-            k = k * self._is_there(state["begun"], hidden_states, mask, self.config.write_delay)[:, None, :, None]
+            is_due = self._is_there(state["begun"], hidden_states, mask, self.config.write_delay)
+            k = k * is_due[:, None, :, None]
             if shared is not None:
                 v, new["late_values"] = _channels_last(shift_tokens, v, state["late_values"], mask)
         if self.config.short_convolution:
@@ -246,7 +261,12 @@ class MemoryInputs(nn.Module):
             k, new["conv_k"] = _channels_last(shift_tokens, k, state["conv_k"], mask)
         beta = None
         if self.config.learned_write_strength:
-            beta = _strength(self.beta_proj(written))
+            logits = self.beta_proj(due if self.config.convolved_write_strength else written)
+            if self.config.convolved_write_strength:
+                logits = logits if is_due is None else logits * is_due.unsqueeze(-1)
+                past = state["conv_beta"].expand(len(logits), -1, -1)
+                logits, new["conv_beta"] = self.conv_beta(logits.to(past.dtype), past, mask)
+            beta = _strength(logits)
         decay = None
         if self.config.rule == "gated_delta":
             decay = _strength(self.decay_proj(written))

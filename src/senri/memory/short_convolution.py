@@ -149,6 +149,11 @@ def key_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim:
     return _convolution(config, kernel, delay, hidden_size, heads * key_dim, heads, ahead)
 
 
+def strength_convolution(config: MemoryConfig, heads: int) -> ShortConvolution:
+    """Return the convolution of the logits of write strengths, with the taps of keys; it starts as each token's own."""
+    return ShortConvolution(heads, config.short_convolution + config.look_ahead, config.look_ahead)
+
+
 def _convolution(
     config: MemoryConfig, kernel_size: int, delay: int, hidden_size: int, channels: int, heads: int, ahead: int
 ) -> ShortConvolution:

@@ -47,7 +47,7 @@ class CopiedMemory(SoftmaxAttention):
             )
         self.memory_enabled = True
         self.memory = build_branch(config, layer_idx)
-        self.memory_read = ReadStrength(config.hidden_size, sizes["num_heads"], memory.read_strength)
+        self.memory_read = ReadStrength(config.hidden_size, sizes["num_heads"], memory.read_strength, is_said=True)
         width = sizes["num_heads"] * sizes["value_dim"]
         scale = config.initializer_range
         self.memory_codes = TokenCodes(config.hidden_size, width, memory.copy_sharpness, scale)
@@ -114,6 +114,8 @@ class CopiedMemory(SoftmaxAttention):
             )
         read = slice_logits_to_keep(read, logits_to_keep)
         strength = slice_logits_to_keep(strength.float().unsqueeze(-1), logits_to_keep)
-        copied = F.logsigmoid(strength) + self.memory_codes(read, embeddings)
+        said = self.memory_codes(read, embeddings)
+        strength = self.memory_read.when_said(strength, said.amax(-1, keepdim=True))
+        copied = F.logsigmoid(strength) + said
         alone = F.logsigmoid(-strength) + logits.float().log_softmax(-1)
         return torch.logaddexp(copied, alone).to(logits.dtype)

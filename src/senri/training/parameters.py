@@ -10,7 +10,7 @@ from senri.memory.token_codes import TokenCodes
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Train
 
-_STRENGTHS = ("memory_gate", "gate_weight", "gate_bias", "gates", "beta_proj", "decay_proj", "memory_read")
+_STRENGTHS = ("memory_gate", "gate_weight", "gate_bias", "gates", "beta_proj", "conv_beta", "decay_proj", "memory_read")
 """Gates, write and read strengths: few numbers that must move far, which the base's rate does not let them."""
 
 

@@ -110,15 +110,17 @@ class Finding(Objective):
         if isinstance(self._mixer, CopiedMemory):
             pointer = self._mixer.memory_codes(read[row, column], self.model.model.embed_tokens.weight)
             pointed = pointer.gather(1, wanted[:, None])[:, 0].clamp(min=_NOWHERE)
-            correct = (pointer.argmax(-1) == wanted).float()
+            likeliest = pointer.max(-1)
+            strengths = self._mixer.memory_read.when_said(strengths[row, column].float(), likeliest.values)
+            correct = (likeliest.indices == wanted).float()
         else:
             values = self.values(states[0])
             values = F.normalize(values - values.mean(0), dim=-1)
             likeness = self.settings.sharpness * F.normalize(read[row, column].float(), dim=-1) @ values.T
             pointed = likeness.log_softmax(-1).masked_fill(~is_right, 2 * _NOWHERE).logsumexp(-1).clamp(min=_NOWHERE)
             correct = is_right.gather(1, likeness.argmax(-1, keepdim=True))[:, 0].float()
-        logits = strengths[row, column].float()
-        mixture = torch.logaddexp(F.logsigmoid(logits) + pointed, F.logsigmoid(-logits) + alone)
+            strengths = strengths[row, column].float()
+        mixture = torch.logaddexp(F.logsigmoid(strengths) + pointed, F.logsigmoid(-strengths) + alone)
         is_text = kinds[row] < 0
         is_asked = ~is_text & is_right.any(-1)
         share = answer_shares(row, self.first_share, is_text)
@@ -126,7 +128,7 @@ class Finding(Objective):
         loss = finding - (share * mixture * (is_text | is_asked)).sum() / len(targets)
         meeting, met = self._meeting(queries[row, :, column], text.keys, points[row, column], share)
         loss = loss + self.settings.meeting * meeting
-        strength = logits.detach().sigmoid()
+        strength = strengths.detach().sigmoid()
         found = {"length": torch.tensor(float(ids.shape[1]))}
         if bool(is_asked.any()):
             found["correct"] = (share * correct)[is_asked].sum() / share[is_asked].sum()
