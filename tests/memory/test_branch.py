@@ -32,7 +32,7 @@ KINDS = {
         "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
         "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3, 0.3], "convolution_mean": 0.4,
         "convolution_gates": True, "learned_write_strength": True, "write_strength": 0.4, "look_ahead": 3,
-        "convolved_write_strength": True,
+        "convolved_write_strength": True, "convolution_binds": True,
         "write_delay": 2,
     },
     "delayed": {
@@ -279,6 +279,25 @@ def test_a_mean_that_looks_ahead_starts_with_all_its_taps():
     for channel, delay in ((0, 4), (2, 5)):  # of the tokens it looks ahead, the shift, and the share's own
         assert weight[0, channel].tolist() == [float(tap == 7 - delay) for tap in range(8)]
     assert branch.inputs.conv_q.weight.shape == (24, 5)
+
+
+def test_what_is_bound_is_multiplied_by_the_mean():
+    sizes = {"delay": 1, "shares": (2.0, 1.0), "heads": 2, "mean": 2.0, "mean_decay": 0.5, "gated_by": 3}
+    plain, bound = ShortConvolution(20, 5, **sizes), ShortConvolution(20, 5, binds=True, **sizes)
+    x, hidden, past = torch.randn(2, 9, 20), torch.randn(2, 9, 3), torch.randn(2, 4, 20)
+    torch.nn.init.normal_(bound.gates.weight)
+    weight = bound.gates.weight.detach().unflatten(0, (2, 5))
+    with torch.no_grad():
+        plain.gates.weight.copy_(weight[:, :4].flatten(0, 1))
+    wanted = plain(x, past, None, hidden)[0].unflatten(-1, (2, 10)).clone()
+    gates = 2 * bound.gates(hidden).sigmoid().unflatten(-1, (2, 5))
+    mean = wanted[..., 6:] / gates[..., 2:3]  # before its own gate
+    for channel in range(6):
+        wanted[..., channel] *= 1 + gates[..., 4] * mean[..., channel % 4]
+    torch.testing.assert_close(bound(x, past, None, hidden)[0], wanted.flatten(2))
+    ungated = ShortConvolution(20, 5, binds=True, **sizes | {"gated_by": None})(x, past)[0].unflatten(-1, (2, 10))
+    other = ShortConvolution(20, 5, **sizes | {"gated_by": None})(x, past)[0].unflatten(-1, (2, 10))
+    torch.testing.assert_close(ungated[..., 5], other[..., 5] * (1 + other[..., 7]))
 
 
 def test_writing_alone_keeps_the_last_queries():

@@ -35,6 +35,7 @@ def test_round_trip():
         ({"look_ahead": 2, "short_convolution": 3}, r"look_ahead and memory.write_delay need projections"),
         ({"write_delay": 2}, r"look_ahead and memory.write_delay need projections"),
         ({"write_delay": -1}, r"write_delay"),
+        ({"convolution_binds": True}, r"set memory.convolution_mean above 0"),
         ({"convolved_write_strength": True}, r"set memory.learned_write_strength and memory.short_convolution"),
         ({"convolution_mean": 0.5}, r"belong to a convolution: set memory.short_convolution"),
         ({"convolution_mean_decay": 0.0}, r"convolution_mean_decay is 0.0"),

@@ -58,6 +58,8 @@ class MemoryConfig:
         convolution_mean_decay: factor of a token's weight in this mean from each token to the next, in (0, 1].
         convolution_gates: how much each share counts in a query or key, and each token in the mean, comes from the
             hidden state; all count 1 at the start.
+        convolution_binds: the other shares of a query or key are multiplied by 1 + this mean, as strongly as a gate
+            says: keys of other sentences are then less alike, however alike their words are. Needs `convolution_mean`.
         look_ahead: a token is written so many tokens later, and its key is made of those too: what a sentence is about
             may stand behind what it says. Needs `short_convolution`, which has so many taps more on keys.
         write_delay: a token is written so many tokens later still: a window holds it until then, and a question does
@@ -104,6 +106,7 @@ class MemoryConfig:
     convolution_mean: float = 0.0
     convolution_mean_decay: float = 0.92
     convolution_gates: bool = False
+    convolution_binds: bool = False
     look_ahead: int = 0
     write_delay: int = 0
     learned_write_strength: bool = False
@@ -152,6 +155,8 @@ class MemoryConfig:
                 "memory.convolution_mean, memory.convolution_gates and memory.look_ahead belong to a convolution: set "
                 "memory.short_convolution."
             )
+        if self.convolution_binds and not self.convolution_mean:
+            raise SenriError("memory.convolution_binds binds keys to a mean: set memory.convolution_mean above 0.")
         for name in ("write_strength", "decay", "clean_energy", "convolution_mean_decay"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be above 0 and at most 1.")

@@ -24,6 +24,11 @@ class ShortConvolution(nn.Module):
     first token of an answer is found by what a sentence is about, the next ones by those before them. Another one says
     how much a token counts in the mean, as the words that tell sentences apart should. All are 1 at the start.
 
+    It may be bound to the others: each delayed channel is multiplied by 1 + s m, with m one of the mean's and s from
+    the hidden state, 1 at the start. The likeness of two such vectors is about the product of how much alike their
+    tokens are and how much alike what their sentences are about, as that of role and filler in a tensor product
+    (Smolensky 1990, "Tensor product variable binding", section 2), where otherwise it would be their sum.
+
     Args:
         channels: of all heads.
         kernel_size: taps.
@@ -32,6 +37,7 @@ class ShortConvolution(nn.Module):
         heads: how many heads the channels belong to.
         mean: share of the channels, beside those, that start as a mean.
         mean_decay: factor of a token's weight in it from each token to the next, on either side.
+        binds: multiply the delayed channels by the mean.
         ahead: so many tokens of the delay count in the mean as those before them do.
         gated_by: size of the hidden states that gates come from; None for no gates.
     """
@@ -46,6 +52,7 @@ class ShortConvolution(nn.Module):
         mean: float = 0.0,
         mean_decay: float = 1.0,
         gated_by: int | None = None,
+        binds: bool = False,
         ahead: int = 0,
     ) -> None:
         super().__init__()
@@ -53,9 +60,9 @@ class ShortConvolution(nn.Module):
         ends = [round(size * share / sum(all_shares)) for share in accumulate(all_shares)]
         self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
         self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
-        self.ahead = ahead
+        self.ahead, self.binds = ahead, binds
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
-        self.gates = None if gated_by is None else nn.Linear(gated_by, heads * (len(self.sizes) + self.has_mean))
+        self.gates = None if gated_by is None else nn.Linear(gated_by, heads * self._gates_of_head)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -97,18 +104,35 @@ class ShortConvolution(nn.Module):
         x = self._same_size(x)
         if self.gates is None:
             out, new_past = self._convolve(x, past, mask)
-            return self._same_size(out), new_past
+            return self._bound(self._same_size(out), None), new_past
         assert hidden_states is not None
         gates = self._gates(hidden_states, x.dtype)
         if self.has_mean:
-            x = x * self._by_channel(F.pad(gates[..., -1:], (len(self.sizes) - 1, 0), value=1.0))
+            salience = gates[..., len(self.sizes) : len(self.sizes) + 1]
+            x = x * self._by_channel(F.pad(salience, (len(self.sizes) - 1, 0), value=1.0))
         out, new_past = self._convolve(x, past, mask)
         if written is not None:
             gates = self._gates(written, x.dtype)
-        return self._same_size(out) * self._by_channel(gates[..., : len(self.sizes)]), new_past
+        out = self._bound(self._same_size(out), gates[..., -1:])
+        return out * self._by_channel(gates[..., : len(self.sizes)]), new_past
+
+    @property
+    def _gates_of_head(self) -> int:
+        return len(self.sizes) + self.has_mean + self.binds
+
+    def _bound(self, x: Tensor, strength: Tensor | None) -> Tensor:
+        """Bind the delayed channels to the mean, as strongly as `[batch, seq, heads, 1]` says, or 1."""
+        if not self.binds:
+            return x
+        delayed, mean = x.unflatten(-1, (self.heads, -1)).split([sum(self.sizes[:-1]), self.sizes[-1]], dim=-1)
+        repeated = mean.repeat(1, 1, 1, -(-delayed.shape[-1] // mean.shape[-1]))[..., : delayed.shape[-1]]
+        repeated = repeated if strength is None else strength * repeated
+        return torch.cat([delayed * (1 + repeated), mean], dim=-1).flatten(-2)
 
     def _gates(self, hidden_states: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a factor for each share, then for the mean's tokens: `[batch, seq, heads, shares (+ 1)]`."""
+        """Return a factor for each share, then for the mean's tokens, then for what is bound, as far as there are
+        these: `[batch, seq, heads, factors]`.
+        """
         assert self.gates is not None
         logits: Tensor = self.gates(hidden_states).unflatten(-1, (self.heads, -1))
         return 2 * precise_sigmoid(logits).to(dtype)
@@ -166,6 +190,7 @@ def _convolution(
         config.convolution_mean,
         config.convolution_mean_decay,
         hidden_size if config.convolution_gates else None,
+        config.convolution_binds,
         ahead,
     )
 
