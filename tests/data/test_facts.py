@@ -125,6 +125,21 @@ def test_an_unknown_split_or_kind_is_named(arguments, told):
         FactMaker(*arguments)
 
 
+def _frame(fact: Fact) -> str:
+    return fact.sentence.replace(fact.answer, "").casefold().replace(fact.key.casefold(), "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_facts_in_one_wording_differ_in_key_and_answer_alone(kind):
+    for seed in range(12):
+        facts = FactMaker("train", [kind]).make(random.Random(seed), 6, same_kind=True, same_wording=True)
+        plain = FactMaker("train", [kind]).make(random.Random(seed), 6, same_kind=True)
+        frames, others = ({_frame(fact) for fact in some} for some in (facts, plain))
+        if kind in ("numbers", "uuids", "words", "codes"):
+            assert len(frames) == 1 < len(others), frames
+        assert len({fact.key for fact in facts}) == len({fact.answer for fact in facts}) == 6
+
+
 @pytest.mark.parametrize("same_kind", [False, True])
 def test_too_few_or_too_many_facts_are_refused(monkeypatch, same_kind):
     ailments = [schema for schema in schemas_for("test")["facts"] if schema.name == "illness"]

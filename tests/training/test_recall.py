@@ -174,6 +174,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ("training.recall.haystacks.hidden=[0]", "numbers from 1 on"),
         ("training.recall.haystacks.styles=[]", "styles is empty"),
         ("training.recall.haystacks.alike_share=2", "0 to 1"),
+        ("training.recall.haystacks.same_wording_share=-1", "same_wording_share is -1"),
         ("training.recall.haystacks.first_share=1", r"first_share is 1(\.0)?, but it must be in \(0, 1\)"),
         ("training.recall.haystacks.passage_width=9", "a passage has 16 tokens"),
         ("training.recall.finding.lengths.longest=10", "less than first"),

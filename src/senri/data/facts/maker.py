@@ -41,7 +41,9 @@ class FactMaker:
         self._choices = [schemas[kind] for kind in kinds]
         self._kinds = [*kinds]
 
-    def make(self, rng: random.Random, count: int, *, same_kind: bool = False) -> list[Fact]:
+    def make(
+        self, rng: random.Random, count: int, *, same_kind: bool = False, same_wording: bool = False
+    ) -> list[Fact]:
         """Make the facts of one sample.
 
         Their keys and their answers are distinct, and no key is a part of another one ("Marta" beside "Marta Dunn"), so
@@ -52,6 +54,7 @@ class FactMaker:
             count: how many.
             same_kind: all are of one kind, and names or facts are of one schema as long as it has more to give, so that
                 only the key tells them apart; else each is of a kind of its own.
+            same_wording: all of one kind are said in one sentence, as long as it has more to give.
 
         Raises:
             SenriError: `count` is below 1, or more than the kinds have distinct keys and answers for.
@@ -61,6 +64,8 @@ class FactMaker:
         facts: list[Fact] = []
         keys, answers = _Keys(), set[str]()
         schemas = self._same_kind(rng) if same_kind else self._mixed(rng)
+        if same_wording:
+            schemas = (schema.in_one_wording(rng) for schema in schemas)
         schema, failures = next(schemas), 0
         while len(facts) < count:
             fact = schema.make(rng, alone=count == 1)

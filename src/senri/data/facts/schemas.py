@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -55,6 +55,23 @@ class Schema:
     questions: tuple[str, ...]
     completions: tuple[str, ...]
     formats: tuple[Format, ...] = ()
+
+    def in_one_wording(self, rng: random.Random) -> "Schema":
+        """Return this schema with one of its sentences and one sort of key, so that its facts differ in nothing else.
+
+        Args:
+            rng: decides which.
+        """
+        formats = [one for one in self.formats if one.alone is None]
+        index = rng.randrange(len(self.sentences) + len(formats))
+        is_format = index >= len(self.sentences)
+        kept = {name: (rng.choice(self.slots[name]),) for name in ("key", "label") if name in self.slots}
+        return replace(
+            self,
+            slots={**self.slots, **kept},
+            sentences=() if is_format else (self.sentences[index],),
+            formats=(formats[index - len(self.sentences)],) if is_format else (),
+        )
 
     def make(self, rng: random.Random, alone: bool) -> Fact:
         """Make a fact.

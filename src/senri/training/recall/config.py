@@ -122,6 +122,7 @@ class HaystackConfig:
         facts: that are made, kept with the states of the frozen layers.
         group: facts that may stand in one text together.
         alike_share: of the groups whose facts only their keys tell apart.
+        same_wording_share: of those, whose facts are all said in one sentence.
         kinds: of facts, with their weights.
         styles: ways to ask.
         asked: ways in which each fact is asked for, drawn from these.
@@ -156,6 +157,7 @@ class HaystackConfig:
     facts: int
     group: int
     alike_share: float
+    same_wording_share: float
     kinds: dict[str, float]
     styles: list[Style]
     asked: int
@@ -203,6 +205,10 @@ class HaystackConfig:
             raise SenriError(f"training.recall.haystacks.hidden is {self.hidden}, but it must hold numbers from 1 on.")
         if not 0 <= self.alike_share <= 1:
             raise SenriError(f"training.recall.haystacks.alike_share is {self.alike_share}, but it must be 0 to 1.")
+        if not 0 <= self.same_wording_share <= 1:
+            raise SenriError(
+                f"training.recall.haystacks.same_wording_share is {self.same_wording_share}, but it must be 0 to 1."
+            )
         if not 0 < self.first_share < 1:
             raise SenriError(f"training.recall.haystacks.first_share is {self.first_share}, but it must be in (0, 1).")
         if self.passage_width < self.passage_cue + self.passage_tokens:

@@ -208,7 +208,9 @@ class Haystacks:
         if alike := rng.random() < config.alike_share:
             kinds = kinds[:1]
         group = []
-        for fact in FactMaker("train", kinds).make(rng, config.group, same_kind=alike):
+        same_wording = alike and rng.random() < config.same_wording_share
+        made = FactMaker("train", kinds).make(rng, config.group, same_kind=alike, same_wording=same_wording)
+        for fact in made:
             sentence = tokens_of(f" {fact.sentence}", self._tokenizer)
             group.append(len(self._facts))
             before, behind = self._some(config.neighbourhood, rng), self._some(config.aftermath, rng)
