@@ -132,7 +132,8 @@ class Finding(Objective):
         found = {"length": torch.tensor(float(ids.shape[1]))}
         if bool(is_asked.any()):
             found["correct"] = (share * correct)[is_asked].sum() / share[is_asked].sum()
-            found["first"] = correct[is_asked & begins_answer(row)].mean()
+            if bool((begins := is_asked & begins_answer(row)).any()):
+                found["first"] = correct[begins].mean()
             found["asked"], found["met"] = strength[is_asked].mean(), met
             kind_of = kinds[row][is_asked]
             found |= {
