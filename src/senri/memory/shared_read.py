@@ -13,14 +13,8 @@ from senri.errors import SenriError
 from senri.memory.base import LayerState, Memory
 from senri.memory.config import MemoryConfig
 from senri.memory.input_whitening import InputWhitening
-from senri.memory.inputs import (
-    MemoryTokens,
-    orthogonal_map,
-    repeat_heads,
-    split_heads,
-    start_projection,
-    start_whitening,
-)
+from senri.memory.inputs import MemoryTokens, split_heads
+from senri.memory.projection_starts import orthogonal_map, repeat_heads, start_projection, start_whitening
 from senri.memory.short_convolution import query_convolution
 
 
