@@ -82,9 +82,10 @@ def test_the_recall_preset_and_its_memory_belong_together() -> None:
     with safe_open(path, "pt") as file:
         names = list(file.keys())
         assert preset.memory.num_heads is not None and preset.memory.value_dim is not None
-        width = preset.memory.num_heads * preset.memory.value_dim
-        assert file.get_slice("model.layers.10.self_attn.memory_o_proj.weight").get_shape() == [width, width]
-    assert all(name.startswith("model.layers.10.self_attn.memory") for name in names)
+        pairs = preset.memory.num_heads * preset.memory.value_dim // 2
+        frequencies = file.get_slice("model.layers.18.self_attn.memory_codes.frequencies")
+        assert frequencies.get_shape() == [pairs, 576]
+    assert all(name.startswith("model.layers.18.self_attn.memory") for name in names)
     assert any("memory_read" in name for name in names)
     branch = MemoryBranch(preset.memory, 576, 9, 3, 64, 64)
     wanted = {f"memory.{name}" for name, _ in branch.named_parameters()}
