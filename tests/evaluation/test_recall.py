@@ -77,8 +77,9 @@ def small() -> Any:
         {"rule": "linear"},
         {"token_shift": False},
         {"combine": "copy", "learned_read_strength": True},
+        {"combine": "copy", "learned_read_strength": True, "look_ahead": 3, "write_delay": 9},
     ],
-    ids=["more keys than values", "square", "gated", "linear", "unshifted", "copying"],
+    ids=["more keys than values", "square", "gated", "linear", "unshifted", "copying", "late"],
 )
 def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
     # Two layers below the memory see 2 * 16 tokens back: with 40 tokens behind each place, nothing is left out.

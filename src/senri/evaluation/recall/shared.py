@@ -61,8 +61,9 @@ class SharedReading:
     Args:
         model: in evaluation mode.
         tokens: of the text.
-        places: positions where sentences can be put in, ascending, at least `behind` apart and from the end.
-        behind: tokens after a place that are run again with each sentence.
+        places: positions where sentences can be put in, ascending, at least `behind` and the tokens that the memory is
+            late apart and from the end.
+        behind: tokens after a place that are run again with each sentence; and those until all of them are written.
         sentences: all that will be put in, as tokens, by the number of their place.
         chunk_size: tokens of one forward pass.
         on_read: told how many more tokens of the text were read.
@@ -83,8 +84,9 @@ class SharedReading:
         on_read: Callable[[int], None],
     ) -> None:
         self._on_read = on_read
-        self._model, self._tokens, self._behind, self._chunk_size = model, tokens, behind, chunk_size
+        self._model, self._tokens, self._chunk_size = model, tokens, chunk_size
         self.layer, self._branch = memory_of(model)
+        self._behind = behind + self._branch.config.tokens_late
         self._before: list[LayerState] = []  # the memory at each place, its matrix that of the text alone
         self._near: list[_Map] = []  # of the tokens right behind each place, and of the others up to the next one
         self._far: list[_Map] = []

@@ -80,6 +80,8 @@ class _Text:
     ) -> None:
         self.subject, self.settings, self.haystack = subject, settings, haystack
         self.length, self.name = length, f"{kind}-{length}-{number}"
+        late = (branch.config.tokens_late for branch in subject.model.model.memory_branches().values())
+        self.behind = settings.behind + max(late, default=0)
         first = number * settings.places
         indices = range(first, min(first + settings.places, settings.samples))
         self.samples = [
@@ -96,7 +98,7 @@ class _Text:
                 f"samples is {self.settings.samples}, which leaves one sample alone in a text of "
                 f"{self.settings.places} places, with no other for the control: take one more or one less."
             )
-        room, apart = self.length - self.subject.context, 2 * self.settings.behind
+        room, apart = self.length - self.subject.context, 2 * self.behind
         if room < self.settings.places * apart:
             raise SenriError(
                 f"a text of {self.length:,} tokens has no room for {self.settings.places} places, {apart} tokens "
@@ -164,7 +166,7 @@ class _Text:
         """Return the text, and positions in it: one in each of as many equal stretches in front of the window."""
         tokens = [*islice(self.haystack.tokens(self.name), self.length)]
         rng = random.Random(f"{self.settings.seed}-{self.name}-places")
-        count, behind = self.settings.places, self.settings.behind
+        count, behind = self.settings.places, self.behind
         stretch = (self.length - self.subject.context) / count
         places = []
         for number in range(count):
