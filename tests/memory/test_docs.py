@@ -40,6 +40,11 @@ def test_every_knob_is_listed_with_its_default():
         {"rule": "gated_delta"},
         {"feature_map": "dpfp", "dpfp_order": 2, "token_shift": True},
         {"normaliser": "rmsnorm", "granularity": "token", "short_convolution": 4, "token_shift": True},
+        {
+            **{"normaliser": "rmsnorm", "granularity": "token", "short_convolution": 4, "projections": "own"},
+            **{"combine": "copy", "learned_read_strength": True, "look_ahead": 2, "write_delay": 3},
+            **{"learned_write_strength": True, "write_strength": 0.5, "convolved_write_strength": True},
+        },
     ],
 )
 def test_sizes_follow_the_formulas(knobs):
@@ -50,13 +55,18 @@ def test_sizes_follow_the_formulas(knobs):
     wanted = written * (2 if config.granularity == "segment" else 1) + 8
     wanted += 4 * h if config.rule == "gated_delta" else 0
     p = config.short_convolution - 1 if config.short_convolution else int(config.token_shift)
-    wanted += 4 * p * h * key_dim + (4 * p * query_heads * key_dim if config.short_convolution else 0)
-    wanted += 1 if config.token_shift else 0
+    wanted += 4 * (p + config.look_ahead) * h * key_dim
+    wanted += 4 * p * query_heads * key_dim if config.short_convolution else 0
+    wanted += 4 * (p + config.look_ahead) * h if config.convolved_write_strength else 0
+    late = config.look_ahead + config.write_delay
+    wanted += 4 * late * 576 + (4 * late * h * d if config.combine == "copy" else 0)
+    wanted += 8 if config.token_shift or late else 0
     branch = MemoryBranch(config, 576, query_heads, h, key_dim, d)
     assert state_bytes(branch.init_state(1)) == wanted
     if not knobs:
         assert f"{wanted:,} bytes per layer" in PAGE
     shared = tuple(torch.randn(1, n, 3, 64) for n in (query_heads, h, h))
+    shared = shared[2:] if config.combine == "copy" else shared
     with torch.no_grad():
         _, state = branch(torch.randn(1, 3, 576), branch.init_state(1), shared=shared)
     assert state_bytes(state) == wanted

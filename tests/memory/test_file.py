@@ -25,7 +25,7 @@ def tensors():
     return {
         "layers.3.memory.M": torch.randn(1, 2, 4, 4, generator=generator),
         "layers.3.memory.count": torch.tensor([12345]),
-        "layers.3.memory.started": torch.tensor([True]),
+        "layers.3.memory.begun": torch.tensor([1]),
         "layers.0.window.keys": torch.randn(1, 2, 5, 4, generator=generator).bfloat16(),
     }
 

@@ -61,7 +61,7 @@ def test_merging_starts_convolutions_afresh():
     with torch.no_grad():
         state = branch.write(torch.randn(1, 5, 16), branch.init_state(1))
     merged = MemoryState.merge([MemoryState({0: state}, HEADER), MemoryState({0: state}, HEADER)]).layers[0]
-    assert not merged["started"].any()
+    assert not merged["begun"].any()
     assert not merged["conv_k"].any()
     assert merged.keys() == state.keys()
 

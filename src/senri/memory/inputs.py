@@ -54,7 +54,7 @@ class MemoryInputs(nn.Module):
 
     State, by name: `conv_q`, `conv_k` and `conv_beta` `[batch, past, channels]`, the last inputs of the convolutions or
     the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet, and `late_values`
-    `[batch, late, channels]`, where values are given; `begun` `[batch]`, int32, with any delay: tokens read, as far as
+    `[batch, late, channels]`, where values are given; `begun` `[batch]`, int64, with any delay: tokens read, as far as
     they count.
     """
 
@@ -203,7 +203,7 @@ class MemoryInputs(nn.Module):
                 channels = self.num_key_value_heads * self.value_dim
                 state["late_values"] = torch.zeros(batch_size, late, channels, device=device)
         if self._unwritten:
-            state["begun"] = torch.zeros(batch_size, dtype=torch.int32, device=device)
+            state["begun"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return state
 
     @property
@@ -274,7 +274,7 @@ class MemoryInputs(nn.Module):
             beta = k.new_full(k.shape[:3], self.config.write_strength, dtype=torch.float32) if beta is None else beta
             beta = beta * self._is_there(state["begun"], hidden_states, mask, self._unwritten).unsqueeze(1)
             more = hidden_states.shape[1] if mask is None else mask.sum(dim=1)
-            new["begun"] = (state["begun"] + more).clamp(max=self._unwritten).to(torch.int32).expand(len(k))
+            new["begun"] = (state["begun"] + more).clamp(max=self._unwritten).to(torch.int64).expand(len(k))
         return MemoryTokens(None if write_only else q, k, v, beta, decay), new
 
     def queries(self, hidden_states: Tensor, state: LayerState) -> Tensor:
