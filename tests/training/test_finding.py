@@ -1,6 +1,8 @@
 """The loss finding: kept runs, haystacks with their questions, and the pointer that needs no layer above the memory."""
 
 import copy
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from senri.training.recall.haystacks import aligned
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
 
-from .conftest import RECALL_LAYER, recall_config, recall_recipe, stop_in_call, tiny_model
+from .conftest import RECALL_LAYER, RECALL_TEXT, recall_config, recall_recipe, stop_in_call, tiny_model
 from .test_language_modelling import assert_same, gradients
 
 
@@ -39,7 +41,10 @@ def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
     return Finding(model, RECALL_LAYER, replace(config, meeting=0.7), batches.kinds, first_share=0.4)
 
 
-def test_kept_runs_are_what_the_layers_give(model: SenriForCausalLM, tmp_path: Path) -> None:
+def test_kept_runs_are_what_the_layers_give(
+    model: SenriForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("senri.training.recall.kept._ROWS", 2)  # more than one batch
     runs = [Run((1, 2, 3, 4, 5), 2), Run((9, 8, 7)), Run((5, 5, 5, 5), 1), Run((4, 5, 6, 7), answer=3)]
     kept = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", said=True, half=False)
     for number, run in enumerate(runs):  # the reference runs each alone
@@ -105,6 +110,19 @@ def test_a_haystack_holds_what_is_asked_for(finding_batches: Any, recall_rows: T
         if len(starts):
             assert ids[0] == flat[starts[0]]
     assert "passages" in kinds and len(kinds) > 3 and len(found) > 6
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_groups_may_share_a_wording(haystacks: Any, bytes_tokenizer: Any, share: int) -> None:
+    made = haystacks(alike_share=1, same_wording_share=share, kinds={"numbers": 1.0}, aftermath=7)
+    assert all(bytes_tokenizer.decode(list(fact.ids[-7:])) in RECALL_TEXT for fact in made._facts)  # the text behind
+    common = []  # characters that all sentences of a group begin and end with
+    for group in made._groups:
+        said = [bytes_tokenizer.decode(list(made._facts[fact].ids[8:-7])) for fact in group]
+        said = [re.sub(r"\d+", "#", sentence) for sentence in said]
+        ends = os.path.commonprefix([sentence[::-1] for sentence in said])
+        common.append(len(os.path.commonprefix(said)) + len(ends))
+    assert (min(common) >= 12) == bool(share), common
 
 
 def test_a_passage_is_asked_for_where_it_stands(finding_batches: Any, recall_rows: TrainingRows) -> None:

@@ -127,7 +127,7 @@ def _reading(subject: Subject, settings: MemorySettings, ids: list[int], scratch
     late = {layer: branch.config.tokens_late for layer, branch in writing_branches(subject.model).items()}
     for layer, pieces in changes.items():
         change = torch.cat(pieces, dim=1).double()
-        # What a memory writes at a token may be one before it; the last ones are not written yet.
+        # What is written at a token may be an earlier one; the last ones are not written yet.
         change = torch.nn.functional.pad(change[:, late[layer] :], (0, min(late[layer], change.shape[1])))
         # Heads differ in the size of their keys and values; in units of its own mean each counts alike.
         relative = change / change.mean(dim=1, keepdim=True).clamp(min=torch.finfo(change.dtype).tiny)

@@ -274,7 +274,7 @@ class MemoryInputs(nn.Module):
             beta = k.new_full(k.shape[:3], self.config.write_strength, dtype=torch.float32) if beta is None else beta
             beta = beta * self._is_there(state["begun"], hidden_states, mask, self._unwritten).unsqueeze(1)
             more = hidden_states.shape[1] if mask is None else mask.sum(dim=1)
-            new["begun"] = (state["begun"] + more).clamp(max=self._unwritten).to(torch.int64).expand(len(k))
+            new["begun"] = (state["begun"] + more).clamp(max=self._unwritten).expand(len(k))
         return MemoryTokens(None if write_only else q, k, v, beta, decay), new
 
     def queries(self, hidden_states: Tensor, state: LayerState) -> Tensor:

@@ -38,7 +38,7 @@ class ShortConvolution(nn.Module):
         mean: share of the channels, beside those, that start as a mean.
         mean_decay: factor of a token's weight in it from each token to the next, on either side.
         binds: multiply the delayed channels by the mean.
-        ahead: so many tokens of the delay count in the mean as those before them do.
+        looks_ahead: the tokens of the delay count in the mean as those before them do.
         gated_by: size of the hidden states that gates come from; None for no gates.
     """
 
@@ -53,14 +53,14 @@ class ShortConvolution(nn.Module):
         mean_decay: float = 1.0,
         gated_by: int | None = None,
         binds: bool = False,
-        ahead: int = 0,
+        looks_ahead: bool = False,
     ) -> None:
         super().__init__()
         size, all_shares = channels // heads, [*shares, *([mean] if mean else [])]
         ends = [round(size * share / sum(all_shares)) for share in accumulate(all_shares)]
         self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
         self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
-        self.ahead, self.binds = ahead, binds
+        self.looks_ahead, self.binds = looks_ahead, binds
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
         self.gates = None if gated_by is None else nn.Linear(gated_by, heads * self._gates_of_head)
         self.reset_parameters()
@@ -75,7 +75,7 @@ class ShortConvolution(nn.Module):
             weight[..., -1 - self.delay - further] = 1.0
         if self.has_mean:
             age = torch.arange(self.weight.shape[1] - 1, -1, -1, device=self.weight.device) - self.delay
-            taps = torch.where((age >= 0) | (self.ahead > 0), self.mean_decay ** age.abs(), 0.0)
+            taps = torch.where((age >= 0) | self.looks_ahead, self.mean_decay ** age.abs(), 0.0)
             by_share[-1].copy_(taps / taps.norm())  # of whitened channels: as large as a delayed one
         if self.gates is not None:
             nn.init.zeros_(self.gates.weight)
@@ -96,7 +96,7 @@ class ShortConvolution(nn.Module):
             past: the inputs before x, `[batch, kernel_size - 1, channels]`, zeros at the start.
             mask: `[batch, seq]`, False for tokens that are not there.
             hidden_states: `[batch, seq, hidden]`, what gates come from.
-            written: of the tokens that outputs are of, where these are others, `ahead` tokens before.
+            written: of the tokens that outputs are of, where these are others, earlier ones.
 
         Returns:
             The output in x's dtype (zeros at padding) and the new past in the past's dtype.
@@ -163,14 +163,14 @@ class ShortConvolution(nn.Module):
 
 def query_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int) -> ShortConvolution:
     """Return the convolution of queries, which do not wait."""
-    return _convolution(config, config.short_convolution, 0, hidden_size, heads * key_dim, heads, 0)
+    return _convolution(config, config.short_convolution, 0, hidden_size, heads * key_dim, heads)
 
 
 def key_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int) -> ShortConvolution:
     """Return the convolution of keys, one token late where they are shifted, and as many more as they look ahead."""
     ahead = config.look_ahead
     kernel, delay = config.short_convolution + ahead, int(config.token_shift) + ahead
-    return _convolution(config, kernel, delay, hidden_size, heads * key_dim, heads, ahead)
+    return _convolution(config, kernel, delay, hidden_size, heads * key_dim, heads, looks_ahead=ahead > 0)
 
 
 def strength_convolution(config: MemoryConfig, heads: int) -> ShortConvolution:
@@ -179,7 +179,13 @@ def strength_convolution(config: MemoryConfig, heads: int) -> ShortConvolution:
 
 
 def _convolution(
-    config: MemoryConfig, kernel_size: int, delay: int, hidden_size: int, channels: int, heads: int, ahead: int
+    config: MemoryConfig,
+    kernel_size: int,
+    delay: int,
+    hidden_size: int,
+    channels: int,
+    heads: int,
+    looks_ahead: bool = False,
 ) -> ShortConvolution:
     return ShortConvolution(
         channels,
@@ -191,7 +197,7 @@ def _convolution(
         config.convolution_mean_decay,
         hidden_size if config.convolution_gates else None,
         config.convolution_binds,
-        ahead,
+        looks_ahead,
     )
 
 

@@ -5,11 +5,12 @@ import random
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from senri.data.facts import Style as FactStyle
 from senri.errors import SenriError
 
 PASSAGES = "passages"
 
-Style = Literal["verbatim", "completion", "question", "begun", "chat"]
+Style = Literal[FactStyle, "chat"]
 
 
 @dataclass
