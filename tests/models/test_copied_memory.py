@@ -22,7 +22,8 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
     """Against a loop over positions and tokens."""
     model = build("copy")
     mixer, found = model.model.layers[1].self_attn, []
-    mixer.memory_read.sure.fill_(0.7)
+    mixer.memory_say.sure.fill_(0.7)
+    mixer.memory_say.prior.fill_(0.4)
     mixer.register_forward_hook(lambda module, _args, _out: found.append(module.found))
     said = model(ids).logits
     (read, strength), embeddings = found[0], model.model.embed_tokens.weight
@@ -32,7 +33,8 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
     codes = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
     for row, position in ((0, 0), (0, 28), (1, 7)):
         likeness = torch.stack([F.cosine_similarity(read[row, position], code, dim=0) for code in codes])
-        read_says = (6.0 * likeness).softmax(-1)
+        read_says = (6.0 * likeness).softmax(-1) * alone[row, position] ** 0.4
+        read_says = read_says / read_says.sum()
         share = (strength[row, position] + 0.7 * read_says.max().log()).sigmoid()
         wanted = share * read_says + (1 - share) * alone[row, position]
         torch.testing.assert_close(said[row, position].exp(), wanted, **TOLERANCE)
@@ -140,5 +142,7 @@ def test_what_copying_needs_is_asked_for() -> None:
         MemoryConfig(combine="copy", normaliser="rmsnorm", learned_read_strength=True)
     with pytest.raises(SenriError, match="copy_sharpness is 0.0"):
         MemoryConfig(copy_sharpness=0.0)
+    with pytest.raises(SenriError, match="copy_prior is -0.1"):
+        MemoryConfig(copy_prior=-0.1)
     with pytest.raises(SenriError, match="all heads have 7 numbers together"):
         TokenCodes(4, 7, 28.0, 0.02)

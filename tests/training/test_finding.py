@@ -46,18 +46,17 @@ def test_kept_runs_are_what_the_layers_give(
 ) -> None:
     monkeypatch.setattr("senri.training.recall.kept._ROWS", 2)  # more than one batch
     runs = [Run((1, 2, 3, 4, 5), 2), Run((9, 8, 7)), Run((5, 5, 5, 5), 1), Run((4, 5, 6, 7), answer=3)]
-    kept = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", said=True, half=False)
+    kept = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", outputs=True, half=False)
     for number, run in enumerate(runs):  # the reference runs each alone
         ids = torch.tensor([run.ids])
-        (states,), (said,) = kept.states([number]), kept.said([number])
+        (states,), (outputs,) = kept.states([number]), kept.outputs([number])
         assert torch.allclose(states, lower_states(model, ids, RECALL_LAYER, 100)[0, run.skip :], atol=1e-5)
         with torch.no_grad(), model.memory_disabled():
-            logits = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
-        wanted = F.pad(logits.gather(1, ids[0, 1:, None])[:, 0], (1, 0))
-        wanted[: run.answer] = 0
-        wanted = wanted[run.skip :]
-        assert torch.allclose(said, wanted, atol=1e-4)
-    together = KeptRuns(model, runs, RECALL_LAYER, tmp_path / "other", "float32", said=False, half=False).states(
+            logits = model(ids, use_cache=False).logits[0, run.skip :]
+            first = max(run.answer - 1 - run.skip, 0)
+            assert torch.allclose(model.lm_head(outputs)[first:], logits[first:], atol=1e-4)
+        assert not outputs[:first].any()
+    together = KeptRuns(model, runs, RECALL_LAYER, tmp_path / "other", "float32", outputs=False, half=False).states(
         [2, 0, 1]
     )
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, kept.states([2, 0, 1]), strict=True))
@@ -65,19 +64,19 @@ def test_kept_runs_are_what_the_layers_give(
 
 def test_what_is_kept_is_not_computed_again(model: SenriForCausalLM, tmp_path: Path) -> None:
     runs = [Run((1, 2, 3)), Run((4, 5))]
-    first = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", said=True, half=False).states([0])[0]
+    first = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", outputs=True, half=False).states([0])[0]
     with torch.no_grad():  # a memory that learns changes nothing of what is kept
         model.model.layers[RECALL_LAYER].self_attn.memory.inputs.k_proj.weight.add_(1)
-    again = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", said=True, half=False)
+    again = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", outputs=True, half=False)
     forward, model.model.forward = model.model.forward, None  # type: ignore[assignment, method-assign]
     assert torch.equal(again.states([0])[0], first)
     with pytest.raises(TypeError):
         again.states([1])
     model.model.forward = forward  # type: ignore[method-assign]
-    assert not KeptRuns(model, runs[:1], RECALL_LAYER, tmp_path, "float32", said=True, half=False)._is_there.any()
+    assert not KeptRuns(model, runs[:1], RECALL_LAYER, tmp_path, "float32", outputs=True, half=False)._is_there.any()
     with pytest.raises(SenriError, match="too large for float16"), torch.no_grad():
         model.model.embed_tokens.weight.mul_(1e7)
-        KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float16", said=False, half=False).states([0])
+        KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float16", outputs=False, half=False).states([0])
 
 
 def test_answers_point_to_the_same_tokens() -> None:
@@ -184,6 +183,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             is_even = is_text or count == 1
             weight = 1 / count if is_even else 0.4 if order == 0 else 0.6 / (count - 1)
             one = read[0, place].flatten()
+            with torch.no_grad():
+                plain = model.lm_head(batch["outputs"][row, place]).softmax(-1)
             right = [
                 at
                 for at, token in enumerate(batch["ids"][0])
@@ -192,6 +193,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             if copied:
                 codes, embeddings = layer.self_attn.memory_codes, model.model.embed_tokens.weight
                 every = said_by_codes(codes, embeddings, one)
+                every = every * plain**layer.self_attn.memory_say.prior
+                every = every / every.sum()
                 share = every[targets[place]]
             else:
                 likeness = torch.stack([F.cosine_similarity(one, value, dim=0) for value in values])
@@ -199,9 +202,9 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 share = shares[right].sum() if right else shares.new_tensor(0.0)
             strength = layer.self_attn.memory_read.logits(read[:, place : place + 1], tail[:, place : place + 1])
             if copied:
-                strength = strength + layer.self_attn.memory_read.sure * every.max().log()
+                strength = strength + layer.self_attn.memory_say.sure * every.max().log()
             strength = strength.mean().sigmoid()
-            alone = batch["said"][row, place].exp()
+            alone = plain[targets[place]]
             if right and not is_text:
                 pointed.append(-weight * share.log())
                 found += weight
@@ -252,14 +255,37 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
         model = copying(look_ahead=3, write_delay=2) if "waits" in combine else copying()
     double = copy.deepcopy(model).double()
     if combine != "add":
-        torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_read.sure, 0.6)
+        torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.sure, 0.6)
+        torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.prior, 0.3)
     batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
     found = objective(double, batches)(**batch)
     mine = gradients(double, found["loss"])
     wanted = slow_loss(double, batch, 8.0)
-    assert torch.isclose(found["loss"], wanted, rtol=1e-5), (found["loss"], wanted)
+    assert torch.isclose(found["loss"], wanted.float(), rtol=1e-5), (found["loss"], wanted)
     assert_same(mine, gradients(double, wanted), 1e-4)
     assert 0 <= found["correct"] <= 1 and 0 < found["asked"] < 1 and 0 < found["text"] < 1
+
+
+@pytest.mark.parametrize("combine", ["add", "copy"])
+def test_queries_meet_their_keys_before_there_is_a_memory(
+    finding_batches: Any, model: SenriForCausalLM, combine: str
+) -> None:
+    batches = finding_batches(meeting_first=2, longest=400, hidden=[1, 9], tokens_per_fact=10)
+    model = copying() if combine == "copy" else model
+    alone = batches([{"number": 3}])
+    assert alone["meeting_alone"] and not batches([{"number": 6}])["meeting_alone"]
+    assert len({*alone["points"].flatten().tolist()}) > 40  # of nine facts, not of one
+    loss_of = Finding(model, RECALL_LAYER, replace(recall_config().finding, meeting=1.0), batches.kinds, 0.4)
+    found = loss_of(**alone)
+    wanted = loss_of(**{**alone, "meeting_alone": torch.tensor(False)})
+    rest = replace(loss_of.settings, meeting=0.0)
+    loss_of.settings = rest
+    read = loss_of(**{**alone, "meeting_alone": torch.tensor(False)})
+    assert torch.isclose(found["loss"], wanted["loss"] - read["loss"], rtol=1e-4)
+    assert found["met"] == wanted["met"] and found.keys() == {"loss", "met", "length"}
+    found["loss"].backward()
+    branch = model.model.layers[RECALL_LAYER].self_attn.memory
+    assert branch.inputs.q_proj.weight.grad.any() and branch.inputs.beta_proj.weight.grad is None
 
 
 def test_a_memory_that_finds_is_told_from_one_that_does_not(finding_batches: Any, model: SenriForCausalLM) -> None:
@@ -267,8 +293,10 @@ def test_a_memory_that_finds_is_told_from_one_that_does_not(finding_batches: Any
     batches = finding_batches(growth=1.0001)
     loss_of = objective(model, batches)
     some = [batches([{"number": 3 * step}]) for step in range(4)]
+    rows = model.lm_head.weight.detach()
     for batch in some:  # a model that knows how plain text goes on, and no answer
-        batch["said"] = torch.where(batch["kinds"][:, None] < 0, -0.1, -8.0).expand_as(batch["said"])
+        known = torch.where(batch["kinds"][:, None] < 0, 1.0, -1.0)[..., None] * rows[batch["targets"].clamp(min=0)]
+        batch["outputs"] = 20 * known / known.square().sum(-1, keepdim=True).sqrt() / rows.norm(dim=-1).mean()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-2)
 
@@ -296,7 +324,7 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
         *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found"),
     }
     copied = {name.removeprefix(prefix) for name in trained_names(copying())}
-    assert copied == names | {"memory_codes.sharpness", "memory_read.sure"}
+    assert copied == names | {"memory_codes.sharpness", "memory_say.sure", "memory_say.prior"}
 
 
 def test_a_chat_ends_with_the_end_of_text(

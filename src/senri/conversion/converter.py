@@ -155,7 +155,8 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
     if memory.combine == "copy":
         how["memory_codes.frequencies"] = "random, whitened on the embeddings of all tokens"
         how["memory_codes.sharpness"] = f"memory.copy_sharpness {memory.copy_sharpness}"
-        how["memory_read.sure"] = "zeros: strength does not yet go by how sure a read is"
+        how["memory_say.prior"] = f"memory.copy_prior {memory.copy_prior}"
+        how["memory_say.sure"] = "zeros: strength does not yet go by how sure a read is"
     if report is None:
         return how
     text = f"{report['tokens']} tokens of {report['text']}"

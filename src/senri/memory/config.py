@@ -72,6 +72,7 @@ class MemoryConfig:
             all of it is. Only with `combine: add` and `copy`, which needs it.
         read_strength: where the learned one starts, in (0, 1).
         copy_sharpness: where `combine: copy` starts: factor of the likeness of a read and a token's code, from -1 to 1.
+        copy_prior: where it starts: the power of the model's own distribution by which what was found is multiplied.
         decay: alpha of `gated_delta` at the start (learned from the hidden state); in (0, 1).
         calibration: `whiten` centres and whitens queries and keys per head, set from real text at conversion.
         gate_init: logit of the gate at the start; strongly negative means closed.
@@ -115,6 +116,7 @@ class MemoryConfig:
     learned_read_strength: bool = False
     read_strength: float = 0.9
     copy_sharpness: float = 28.0
+    copy_prior: float = 0.0
     decay: float = 0.99
     calibration: Calibration = "none"
     gate_init: float = -4.0
@@ -185,6 +187,8 @@ class MemoryConfig:
             )
         if self.copy_sharpness <= 0:
             raise SenriError(f"memory.copy_sharpness is {self.copy_sharpness}, but it must be above 0.")
+        if self.copy_prior < 0:
+            raise SenriError(f"memory.copy_prior is {self.copy_prior}, but it must be 0 or above.")
         if self.learned_read_strength and self.normaliser != "rmsnorm":
             raise SenriError(
                 f"memory.learned_read_strength goes by how large a normalised read is, but memory.normaliser is "

@@ -5,6 +5,7 @@ from typing import Any
 from senri.mixers.added_memory import AddedMemory, ReadStrength
 from senri.mixers.copied_memory import CopiedMemory, given_values
 from senri.mixers.memory_alone import MemoryAlone
+from senri.mixers.saying import Saying, mixture
 from senri.mixers.sink import AttentionSink
 from senri.mixers.softmax import SenriMixer, SoftmaxAttention
 from senri.mixers.window_memory import MemoryGate, WindowMemory
@@ -16,11 +17,13 @@ __all__ = [
     "MemoryAlone",
     "MemoryGate",
     "ReadStrength",
+    "Saying",
     "SenriMixer",
     "SoftmaxAttention",
     "WindowMemory",
     "build_mixer",
     "given_values",
+    "mixture",
 ]
 
 

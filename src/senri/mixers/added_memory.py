@@ -27,13 +27,11 @@ class ReadStrength(nn.Module):
         hidden_size: of the hidden states.
         num_heads: of the memory.
         initial: strength at the start where a read is half found, in (0, 1).
-        is_said: the head says what was found: the strength may also go by how sure that is.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, initial: float, is_said: bool = False) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, initial: float) -> None:
         super().__init__()
         self.initial = initial
-        self.sure = nn.Parameter(torch.zeros(1)) if is_said else None
         self.proj = nn.Linear(hidden_size, num_heads)
         self.found = nn.Parameter(torch.ones(num_heads))
         self.reset_parameters()
@@ -43,8 +41,6 @@ class ReadStrength(nn.Module):
         nn.init.zeros_(self.proj.weight)
         nn.init.constant_(self.proj.bias, math.log(self.initial / (1.0 - self.initial)))
         nn.init.ones_(self.found)
-        if self.sure is not None:
-            nn.init.zeros_(self.sure)
 
     def forward(self, remembered: Tensor, hidden_states: Tensor) -> Tensor:
         """Scale `[batch, seq, heads, value_dim]`, normalised reads, by strengths; hidden `[batch, seq, hidden]`."""
@@ -59,18 +55,6 @@ class ReadStrength(nn.Module):
         """Return the logits of the strengths, `[batch, seq, heads]`, for what `forward` takes."""
         logits: Tensor = self.proj(hidden_states) + self.found * self._size(remembered)
         return logits
-
-    def when_said(self, logits: Tensor, likeliest: Tensor) -> Tensor:
-        """Return logits of strengths for what the head would say.
-
-        A read may be large and say nothing clearly, as where several things were found at once.
-
-        Args:
-            logits: from the hidden state and the size of the read.
-            likeliest: log-probability of the token that the read makes the likeliest, of the same shape.
-        """
-        assert self.sure is not None
-        return logits + self.sure.to(logits.dtype) * likeliest
 
     def _size(self, remembered: Tensor) -> Tensor:
         """Return log(r^2 / eps) of reads of size r, `[batch, seq, heads]`."""

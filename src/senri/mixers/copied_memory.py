@@ -10,7 +10,6 @@ sentinel mixture (Merity et al. 2016, arXiv 1609.07843, equation 5) or an interp
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
@@ -21,6 +20,7 @@ from senri.mixers.added_memory import ReadStrength
 from senri.mixers.branches import build_branch
 from senri.mixers.context import MixerMasks
 from senri.mixers.recall import let_pass, recall
+from senri.mixers.saying import Saying, mixture
 from senri.mixers.softmax import SoftmaxAttention
 
 
@@ -47,10 +47,11 @@ class CopiedMemory(SoftmaxAttention):
             )
         self.memory_enabled = True
         self.memory = build_branch(config, layer_idx)
-        self.memory_read = ReadStrength(config.hidden_size, sizes["num_heads"], memory.read_strength, is_said=True)
+        self.memory_read = ReadStrength(config.hidden_size, sizes["num_heads"], memory.read_strength)
         width = sizes["num_heads"] * sizes["value_dim"]
         scale = config.initializer_range
         self.memory_codes = TokenCodes(config.hidden_size, width, memory.copy_sharpness, scale)
+        self.memory_say = Saying(memory.copy_prior)
         self.found: tuple[Tensor, Tensor] | None = None
 
     def forward(
@@ -114,8 +115,6 @@ class CopiedMemory(SoftmaxAttention):
             )
         read = slice_logits_to_keep(read, logits_to_keep)
         strength = slice_logits_to_keep(strength.float().unsqueeze(-1), logits_to_keep)
-        said = self.memory_codes(read, embeddings)
-        strength = self.memory_read.when_said(strength, said.amax(-1, keepdim=True))
-        copied = F.logsigmoid(strength) + said
-        alone = F.logsigmoid(-strength) + logits.float().log_softmax(-1)
-        return torch.logaddexp(copied, alone).to(logits.dtype)
+        alone = logits.float().log_softmax(-1)
+        copied, strength = self.memory_say(self.memory_codes(read, embeddings), alone, strength)
+        return mixture(copied, alone, strength).to(logits.dtype)

@@ -39,6 +39,7 @@ from senri.mixers import (
     CopiedMemory,
     MemoryGate,
     ReadStrength,
+    Saying,
     SenriMixer,
     SoftmaxAttention,
     build_mixer,
@@ -59,6 +60,7 @@ SELF_INITIALISING = (
     ShortConvolution,
     MemoryGate,
     ReadStrength,
+    Saying,
     AttentionSink,
 )
 """Modules that set their own parameters at the start."""

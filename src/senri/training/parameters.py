@@ -10,7 +10,17 @@ from senri.memory.token_codes import TokenCodes
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Train
 
-_STRENGTHS = ("memory_gate", "gate_weight", "gate_bias", "gates", "beta_proj", "conv_beta", "decay_proj", "memory_read")
+_STRENGTHS = (
+    "memory_gate",
+    "gate_weight",
+    "gate_bias",
+    "gates",
+    "beta_proj",
+    "conv_beta",
+    "decay_proj",
+    "memory_read",
+    "memory_say",
+)
 """Gates, write and read strengths: few numbers that must move far, which the base's rate does not let them."""
 
 
@@ -22,7 +32,7 @@ _VALUES = (
 """Values and what is done with those that were found; with queries and keys, whose start is solved."""
 
 
-_FINDING = ("memory.inputs.", "memory_read.", "memory_codes.")
+_FINDING = ("memory.inputs.", "memory_read.", "memory_codes.", "memory_say.")
 """What decides whether a query meets its key, and how surely a read is said, beginnings of names; not `v_proj`, which
 makes the values: the layers above a memory that is added have learnt to hear them."""
 

@@ -58,9 +58,9 @@ def training_rows(recipe: Recipe, tokenizer: Any) -> tuple[TrainingRows, str]:
         blocks = with_needles(blocks, tokenizer, _needle_mixing(recipe), experiment.seed)
     if any(stage.loss in ("values", "finding", "recall") for stage in training.stages.enabled.values()):
         assert training.recall is not None
-        # One long text, which samples are cut from; haystacks from its beginning.
+        # One long text, which samples are cut from; haystacks from its beginning, which is of many documents.
         other = _other_rows(blocks, tokenizer, recipe, training.recall.haystacks)
-        only = blocks.select_columns("input_ids")
+        only = blocks.select_columns("input_ids").shuffle(seed=recipe.experiment.seed)
         first = datasets.Dataset.from_dict({"input_ids": other}, features=only.features)
         rows = TrainingRows(datasets.concatenate_datasets([first, only]), answers=False)
         return rows, fingerprint(blocks._fingerprint, other)

@@ -17,13 +17,14 @@ from senri.training.recall.kept import KeptRuns
 class FindingBatches:
     """Makes batches for `Finding`; the trainer's collator.
 
-    What enters the memory's layer in questions, behind a little plain text, is kept, and with it what the model says of
-    them without a memory.
+    What enters the memory's layer in questions, behind a little plain text, is kept, and with it what the model without
+    a memory makes of them.
 
     Args:
         haystacks: to draw from.
         model: a Senri model whose layers below the memory are frozen.
         config: what is asked for.
+        meeting_first: steps in which queries only learn to meet their keys.
         folder: where states of questions are kept.
         dtype: of the states that are kept.
         half: run frozen layers in bfloat16.
@@ -34,25 +35,28 @@ class FindingBatches:
         haystacks: Haystacks,
         model: SenriForCausalLM,
         config: HaystackConfig,
+        meeting_first: int,
         folder: Path,
         dtype: str,
         half: bool = False,
     ) -> None:
         self._haystacks, self._config, self.kinds = haystacks, config, haystacks.kinds
+        self._meeting_first = meeting_first
         start_layer = haystacks.base.start_layer
-        self._kept = KeptRuns(model, haystacks.runs, start_layer, folder / "questions", dtype, said=True, half=half)
+        self._kept = KeptRuns(model, haystacks.runs, start_layer, folder / "questions", dtype, outputs=True, half=half)
 
     def __call__(self, items: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         """Return the fields of `Finding.forward` for the haystack that some numbered samples stand for."""
-        drawn = self._haystacks.draw(items[0]["number"], passages=True)
+        number = items[0]["number"]
+        meeting_alone = number // self._haystacks.batch_size < self._meeting_first
+        drawn = self._haystacks.draw(number, passages=True, most_facts=meeting_alone)
         margin, end = self._haystacks.margin, drawn.start + drawn.length
         fits = [one for one, place in self._haystacks.texts if not drawn.start - margin < place < end]
         chosen = drawn.rng.sample(fits, min(self._config.text_questions, len(fits)))
         asked: list[tuple[Asked, int | None]] = [*drawn.asked, *((one, None) for one in chosen)]
         numbers = [one.number for one, _ in asked]
-        points, said = [], []
-        for (one, begin), own in zip(asked, self._kept.said(numbers), strict=True):
-            said.append(own[1:])
+        points = []
+        for one, begin in asked:
             places = torch.full((len(one.ids) - 1,), -1)
             there = [
                 -1 if point < 0 else drawn.columns(point) if begin is None else begin + point for point in one.points
@@ -65,8 +69,9 @@ class FindingBatches:
             "asking": pad_sequence(self._kept.states(numbers), batch_first=True)[:, :-1],
             "targets": _targets([one for one, _ in asked]),
             "points": pad_sequence(points, batch_first=True, padding_value=-1),
-            "said": pad_sequence(said, batch_first=True),
+            "outputs": pad_sequence(self._kept.outputs(numbers), batch_first=True)[:, :-1],
             "kinds": torch.tensor([one.kind for one, _ in asked]),
+            "meeting_alone": torch.tensor(meeting_alone),
         }
 
 

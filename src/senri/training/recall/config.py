@@ -108,8 +108,8 @@ class HaystackConfig:
     """What is hidden in a text and asked for.
 
     Args:
-        tokens: of the training text, from its beginning, that haystacks are cut from; the frozen layers' states of all
-            of them are kept.
+        tokens: of the rows below and, behind them, of rows drawn from the training text, that haystacks are cut from; the
+            frozen layers' states of all of them are kept.
         noise: of the parts of `max_length` tokens that haystacks are cut from, so many repeat a few short sentences.
         contents: so many are tables of contents, made of words of the text and page numbers,
         contents_entries: with at most so many entries each;
@@ -267,17 +267,24 @@ class FindingConfig:
         sharpness: factor of cosines of queries with keys, and of the pointer's, in the softmax; for the second a memory
             that copies has its own.
         meeting: weight of the loss that queries should be most like their own keys, beside what is read.
+        meeting_first: so many steps in the beginning learn this alone, without a memory, from texts with as many facts as
+            may be.
     """
 
     lengths: LengthsConfig
     sharpness: float
     meeting: float
+    meeting_first: int
 
     def __post_init__(self) -> None:
         if self.sharpness <= 0:
             raise SenriError(f"training.recall.finding.sharpness is {self.sharpness}, but it must be above 0.")
         if self.meeting < 0:
             raise SenriError(f"training.recall.finding.meeting is {self.meeting}, but it must be 0 or above.")
+        if self.meeting_first < 0:
+            raise SenriError(
+                f"training.recall.finding.meeting_first is {self.meeting_first}, but it must be 0 or above."
+            )
 
 
 @dataclass

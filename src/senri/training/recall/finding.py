@@ -21,7 +21,7 @@ from torch import Tensor
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.features import apply_feature_map
-from senri.mixers import AddedMemory, CopiedMemory, given_values
+from senri.mixers import AddedMemory, CopiedMemory, given_values, mixture
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
 from senri.training.recall.config import FindingConfig
@@ -82,8 +82,9 @@ class Finding(Objective):
         asking: Tensor,
         targets: Tensor,
         points: Tensor,
-        said: Tensor,
+        outputs: Tensor,
         kinds: Tensor,
+        meeting_alone: Tensor,
     ) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and what else is worth knowing.
 
@@ -98,38 +99,43 @@ class Finding(Objective):
             asking: `[questions, tail, hidden]`, what enters `start_layer` in questions and answers.
             targets: `[questions, tail]`, the token that follows each, where it is asked for; else -100.
             points: `[questions, tail]`, where that token stands in the text, or -1.
-            said: `[questions, tail]`, log-probability that the model without memory gives that token.
+            outputs: `[questions, tail, hidden]`, what the model without memory has there for the head.
             kinds: `[questions]`, what each asks for, as its place in `self.kinds`; -1 for plain text that goes on.
+            meeting_alone: whether queries only learn to meet their keys, without a memory: `loss`, `met` and `length`.
         """
+        row, column = (targets >= 0).nonzero(as_tuple=True)
+        share = answer_shares(row, self.first_share, is_text := kinds[row] < 0)
+        found = {"length": torch.tensor(float(ids.shape[1]))}
+        if meeting_alone:
+            tokens, past = self._inputs(states, ids)
+            queries = self._queries(asking, past)
+            meeting, met = self._meeting(queries[row, :, column], self._keys(tokens), points[row, column], share)
+            return {"loss": meeting, "met": met, **found}
         text = self.write(states, ids)
         queries, read, strengths = self.read(asking, text)
-        row, column = (targets >= 0).nonzero(as_tuple=True)
-        wanted, alone = targets[row, column], said[row, column]
+        wanted, strengths = targets[row, column], strengths[row, column].float()
+        with torch.no_grad():
+            alone = self.model.lm_head(outputs[row, column]).float().log_softmax(-1)
         places = torch.arange(ids.shape[1], device=ids.device)
         is_right = (ids[0] == wanted[:, None]) | (places == points[row, column][:, None])
         if isinstance(self._mixer, CopiedMemory):
             pointer = self._mixer.memory_codes(read[row, column], self.model.model.embed_tokens.weight)
-            pointed = pointer.gather(1, wanted[:, None])[:, 0].clamp(min=_NOWHERE)
-            likeliest = pointer.max(-1)
-            strengths = self._mixer.memory_read.when_said(strengths[row, column].float(), likeliest.values)
-            correct = (likeliest.indices == wanted).float()
+            pointer, strength = self._mixer.memory_say(pointer, alone, strengths[:, None])
+            pointed, strengths = pointer.gather(1, wanted[:, None])[:, 0].clamp(min=_NOWHERE), strength[:, 0]
+            correct = (pointer.argmax(-1) == wanted).float()
         else:
             values = self.values(states[0])
             values = F.normalize(values - values.mean(0), dim=-1)
             likeness = self.settings.sharpness * F.normalize(read[row, column].float(), dim=-1) @ values.T
             pointed = likeness.log_softmax(-1).masked_fill(~is_right, 2 * _NOWHERE).logsumexp(-1).clamp(min=_NOWHERE)
             correct = is_right.gather(1, likeness.argmax(-1, keepdim=True))[:, 0].float()
-            strengths = strengths[row, column].float()
-        mixture = torch.logaddexp(F.logsigmoid(strengths) + pointed, F.logsigmoid(-strengths) + alone)
-        is_text = kinds[row] < 0
+        mixed = mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
         is_asked = ~is_text & is_right.any(-1)
-        share = answer_shares(row, self.first_share, is_text)
         finding = -(share * pointed * is_asked).sum() / (share * is_asked).sum().clamp(min=1e-6)
-        loss = finding - (share * mixture * (is_text | is_asked)).sum() / len(targets)
+        loss = finding - (share * mixed * (is_text | is_asked)).sum() / len(targets)
         meeting, met = self._meeting(queries[row, :, column], text.keys, points[row, column], share)
         loss = loss + self.settings.meeting * meeting
         strength = strengths.detach().sigmoid()
-        found = {"length": torch.tensor(float(ids.shape[1]))}
         if bool(is_asked.any()):
             found["correct"] = (share * correct)[is_asked].sum() / share[is_asked].sum()
             if bool((begins := is_asked & begins_answer(row)).any()):
@@ -146,12 +152,10 @@ class Finding(Objective):
     def write(self, states: Tensor, ids: Tensor) -> "WrittenText":
         """Write a text, `[1, seq, hidden]` and `[1, seq]` as in `forward`, into an empty memory."""
         branch: Any = self._mixer.memory
-        text = self._layer.input_layernorm(states)
-        given = given_values(self._mixer, self.model.model.embed_tokens(ids))
-        tokens, past = branch.inputs(text, branch.inputs.init_state(1, text.device), given, write_only=True)
-        empty = branch.memory.init_state(1, text.device)
+        tokens, past = self._inputs(states, ids)
+        empty = branch.memory.init_state(1, states.device)
         state = branch.memory.write(tokens.k, tokens.v, empty, tokens.beta, tokens.decay)
-        return WrittenText(tokens.k[0, :, branch.config.tokens_late :], {**state, **past})
+        return WrittenText(self._keys(tokens), {**state, **past})
 
     def read(self, asking: Tensor, text: "WrittenText") -> tuple[Tensor, Tensor, Tensor]:
         """Read at every token of questions, `[questions, tail, hidden]` as in `forward`, which are not written.
@@ -162,9 +166,28 @@ class Finding(Objective):
         """
         branch: Any = self._mixer.memory
         tail = self._layer.input_layernorm(asking)
-        queries = branch.inputs.queries(tail, text.state)
+        queries = self._queries(asking, text.state)
         read = branch.memory.read(queries, text.state).to(tail.dtype).transpose(1, 2)
         return queries, read.flatten(2), self._mixer.memory_read.logits(read, tail).mean(-1)
+
+    def _inputs(self, states: Tensor, ids: Tensor) -> tuple[Any, LayerState]:
+        """Return what a memory writes of a text, and the state of what makes it."""
+        branch: Any = self._mixer.memory
+        given = given_values(self._mixer, self.model.model.embed_tokens(ids))
+        text = self._layer.input_layernorm(states)
+        made: tuple[Any, LayerState] = branch.inputs(
+            text, branch.inputs.init_state(1, text.device), given, write_only=True
+        )
+        return made
+
+    def _queries(self, asking: Tensor, past: LayerState) -> Tensor:
+        branch: Any = self._mixer.memory
+        queries: Tensor = branch.inputs.queries(self._layer.input_layernorm(asking), past)
+        return queries
+
+    def _keys(self, tokens: Any) -> Tensor:
+        keys: Tensor = tokens.k[0, :, self._mixer.memory.config.tokens_late :]
+        return keys
 
     def _meeting(self, queries: Tensor, keys: Tensor, points: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of queries `[tokens, heads, key_dim]` whose keys stand at `points`, and the share that met.

@@ -106,7 +106,7 @@ class Haystacks:
         if rows.frozen_base is None:
             raise SenriError("recall training starts from the outputs of frozen layers: set training.frozen_base=true.")
         self._tokenizer, self.rows, self.base = tokenizer, rows, rows.frozen_base
-        self._config, self._lengths, self._batch_size, self._seed = config, lengths, batch_size, seed
+        self._config, self._lengths, self.batch_size, self._seed = config, lengths, batch_size, seed
         self.kinds = config.kind_names
         self.tokens = min(config.tokens, len(rows) * len(rows.tokens[0]))
         self.margin = max(config.neighbourhood, config.question_context + config.text_tokens, behind)
@@ -130,7 +130,7 @@ class Haystacks:
         self._areas = [self._area(rng) for _ in range(config.passage_areas)]
         self.texts = [self._text(rng) for _ in range(config.texts)]
         start_layer = self.base.start_layer
-        self._kept_facts = KeptRuns(model, self._facts, start_layer, folder / "facts", dtype, said=False, half=half)
+        self._kept_facts = KeptRuns(model, self._facts, start_layer, folder / "facts", dtype, outputs=False, half=half)
 
     @property
     def runs(self) -> list[Run]:
@@ -138,18 +138,19 @@ class Haystacks:
         about = [one for some in (*self._about, *(passages for _, passages in self._areas)) for one in some]
         return [Run(one.ids, answer=one.answer) for one in (*about, *(text for text, _ in self.texts))]
 
-    def draw(self, number: int, passages: bool) -> Haystack:
+    def draw(self, number: int, passages: bool, most_facts: bool = False) -> Haystack:
         """Return the haystack that some numbered samples stand for.
 
         Args:
             number: of the first sample.
             passages: ask for passages of the text too.
+            most_facts: as many of them as a text may have.
         """
         rng = random.Random(f"{self._seed}-{number}-haystack")
-        reach = self._lengths.at(number // self._batch_size)
+        reach = self._lengths.at(number // self.batch_size)
         length = max(int(reach * rng.uniform(self._lengths.shortest_share, 1)), 1)
         start, asked_passages = self._start(length, rng) if passages else (self._anywhere(length, rng), [])
-        facts = self._chosen(length, rng)
+        facts = self._chosen(length, [max(self._config.hidden)] if most_facts else self._config.hidden, rng)
         places = sorted(rng.randrange(length + 1) for _ in facts)
         states, ids, begins, columns = self._read(start, length, facts, places)
         about = [(one, begin) for fact, begin in zip(facts, begins, strict=True) for one in self._about[fact]]
@@ -168,9 +169,9 @@ class Haystacks:
     def _anywhere(self, length: int, rng: random.Random) -> int:
         return rng.randrange(self.margin, self.tokens - length - self.margin)
 
-    def _chosen(self, length: int, rng: random.Random) -> list[int]:
+    def _chosen(self, length: int, hidden: Sequence[int], rng: random.Random) -> list[int]:
         """Return the facts of a text: whole groups, as far as there is room."""
-        room = min(rng.choice(self._config.hidden), max(length // self._config.tokens_per_fact, 1))
+        room = min(rng.choice(hidden), max(length // self._config.tokens_per_fact, 1))
         groups = rng.sample(self._groups, min(room, len(self._groups)))
         facts: list[int] = []
         while groups and len(facts) < room:

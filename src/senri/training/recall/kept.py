@@ -1,4 +1,4 @@
-"""KeptRuns: what enters a layer after some runs of tokens, and what the model says of them without a memory.
+"""KeptRuns: what enters a layer after some runs of tokens, and what comes out behind the last one without a memory.
 
 Facts and questions do not change from step to step, and the layers below the memory do not either. So each run is
 computed when it is asked for the first time, and kept on disk; a run of training that goes on finds it there.
@@ -32,7 +32,7 @@ class Run:
     Attributes:
         ids: the tokens.
         skip: of these so many at the beginning are only there to be attended to.
-        answer: the first token that it matters how likely the model finds it.
+        answer: the first token that it matters what the model would say instead.
     """
 
     ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class KeptRuns:
         start_layer: the layer whose inputs are kept.
         folder: where they are kept.
         dtype: of the states that are kept, `float16` or `float32`.
-        said: keep also how likely the model finds each token with its memories off.
+        outputs: keep also what the model has for the head, with its memories off.
         half: compute in bfloat16.
 
     Raises:
@@ -66,7 +66,7 @@ class KeptRuns:
         start_layer: int,
         folder: Path,
         dtype: str,
-        said: bool,
+        outputs: bool,
         half: bool,
     ) -> None:
         self._model, self._runs, self._start_layer, self._half = model, runs, start_layer, half
@@ -75,17 +75,17 @@ class KeptRuns:
             lower_fingerprint(model, start_layer),
             dtype,
             half,
-            said,
+            outputs,
             [[run.skip, run.answer, *run.ids] for run in runs],
         ]
-        if said:
+        if outputs:
             memory = {id(part) for part in _memory_parameters(model)}
             parts.append(fingerprint({}, {n: p for n, p in model.named_parameters() if id(p) not in memory}))
         identity = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         shape = (self._ends[-1], model.config.hidden_size)
         arrays = {"states": (shape, dtype), "is_there": ((len(runs),), "uint8")}
-        kept = open_kept(folder, identity, arrays | ({"said": (shape[:1], "float32")} if said else {}))
-        self._states, self._is_there, self._said = kept["states"], kept["is_there"], kept.get("said")
+        kept = open_kept(folder, identity, arrays | ({"outputs": (shape, dtype)} if outputs else {}))
+        self._states, self._is_there, self._outputs = kept["states"], kept["is_there"], kept.get("outputs")
 
     def states(self, numbers: Sequence[int]) -> list[Tensor]:
         """Return what enters the layer in some runs, `[seq, hidden]` each, float32.
@@ -96,15 +96,17 @@ class KeptRuns:
         self._compute(numbers)
         return [torch.from_numpy(self._states[self._place(number)].astype(np.float32)) for number in numbers]
 
-    def said(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Return the log-probabilities of the tokens of some runs, `[seq]` each; 0 for those before the answer.
+    def outputs(self, numbers: Sequence[int]) -> list[Tensor]:
+        """Return what the head makes logits of behind each token of some runs, `[seq, hidden]` each, float32.
+
+        Before the token that the answer follows they are zeros.
 
         Raises:
             SenriError: numbers too large for float16.
         """
-        assert self._said is not None
+        assert self._outputs is not None
         self._compute(numbers)
-        return [torch.from_numpy(self._said[self._place(number)].copy()) for number in numbers]
+        return [torch.from_numpy(self._outputs[self._place(number)].astype(np.float32)) for number in numbers]
 
     def _place(self, number: int) -> slice:
         end = self._ends[number]
@@ -124,30 +126,24 @@ class KeptRuns:
         padded = padded.to(device)  # padding stands behind the end, which nothing sees
         with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
             states = lower_states(self._model, padded, self._start_layer, padded.shape[1])
-            said = None if self._said is None else self._say(states, padded, runs)
+            outputs = None if self._outputs is None else self._run(states)
         for row, (number, run) in enumerate(zip(numbers, runs, strict=True)):
             place = self._place(number)
             with np.errstate(over="ignore"):  # said in words below
                 self._states[place] = states[row, run.skip : len(run.ids)].float().cpu().numpy()
             check_finite(self._states[place])
-            if self._said is not None and said is not None:
-                self._said[place] = said[row, run.skip : len(run.ids)].cpu().numpy()
+            if self._outputs is not None and outputs is not None:
+                first = max(run.answer - 1, run.skip)
+                self._outputs[place][first - run.skip :] = outputs[row, first : len(run.ids)].float().cpu().numpy()
+                check_finite(self._outputs[place])
             self._is_there[number] = 1
 
-    def _say(self, states: Tensor, ids: Tensor, runs: Sequence[Run]) -> Tensor:
-        """Return the log-probability of each token from each row's answer on, `[batch, seq]`, float32."""
+    def _run(self, states: Tensor) -> Tensor:
+        """Return what comes out behind the last norm, `[batch, seq, hidden]`, for states that enter the layer."""
         with evaluating(self._model), self._model.memory_disabled():
-            hidden = self._model.model(inputs_embeds=states, start_layer=self._start_layer, use_cache=False)
-        place = torch.arange(ids.shape[1], device=ids.device)
-        first, end = (
-            torch.tensor(some, device=ids.device)[:, None]
-            for some in ([run.answer for run in runs], [len(run.ids) for run in runs])
-        )
-        row, column = ((place >= first) & (place < end)).nonzero(as_tuple=True)
-        logits = self._model.lm_head(hidden.last_hidden_state[row, column - 1]).float()
-        said = torch.zeros(ids.shape, device=ids.device)
-        said[row, column] = logits.log_softmax(-1).gather(1, ids[row, column, None])[:, 0]
-        return said
+            run = self._model.model(inputs_embeds=states, start_layer=self._start_layer, use_cache=False)
+        outputs: Tensor = run.last_hidden_state
+        return outputs
 
 
 def _memory_parameters(model: SenriForCausalLM) -> list[Tensor]:
