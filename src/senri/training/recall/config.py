@@ -108,8 +108,8 @@ class HaystackConfig:
     """What is hidden in a text and asked for.
 
     Args:
-        tokens: of the rows below and, behind them, of rows drawn from the training text, that haystacks are cut from; the
-            frozen layers' states of all of them are kept.
+        tokens: of the rows below and, behind them, of rows drawn from the training text, that haystacks are cut from;
+            the frozen layers' states of all of them are kept.
         noise: of the parts of `max_length` tokens that haystacks are cut from, so many repeat a few short sentences.
         contents: so many are tables of contents, made of words of the text and page numbers,
         contents_entries: with at most so many entries each;
@@ -267,8 +267,7 @@ class FindingConfig:
         sharpness: factor of cosines of queries with keys, and of the pointer's, in the softmax; for the second a memory
             that copies has its own.
         meeting: weight of the loss that queries should be most like their own keys, beside what is read.
-        meeting_first: so many steps in the beginning learn this alone, without a memory, from texts with as many facts as
-            may be.
+        meeting_first: so many steps in the beginning learn this alone, without a memory, from texts with the most facts.
     """
 
     lengths: LengthsConfig
