@@ -335,7 +335,7 @@ def test_a_chat_ends_with_the_end_of_text(
     for asked in (one for of_fact in haystacks(styles=["chat"])._about for one in of_fact):
         assert asked.ids[-1] == bytes_tokenizer.eos_token_id and asked.points[-1] == -1
         assert bytes_tokenizer.decode(list(asked.ids[: asked.answer])).endswith(">")
-        assert len(asked.points) > 2 and all(point >= 0 for point in asked.points[1:-1])
+        assert len(asked.points) > 2 and all(point >= 0 for point in asked.points[:-1])
 
 
 def test_what_does_not_fit_is_refused(

@@ -81,9 +81,9 @@ class Conversation:
     def answered(self, new_ids: "Tensor") -> str:
         """Remember an answer `[1, new]` and return its text."""
         self._read += self.tokenizer.decode(new_ids[0], skip_special_tokens=False)
-        answer: str = self.tokenizer.decode(new_ids[0], skip_special_tokens=True).strip()
-        self.messages.append({"role": "assistant", "content": answer})
-        return answer
+        answer: str = self.tokenizer.decode(new_ids[0], skip_special_tokens=True)
+        self.messages.append({"role": "assistant", "content": answer})  # as it was said: the next turn goes on from it
+        return answer.strip()
 
     def _rendered(self, messages: list[dict[str, str]]) -> str:
         text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -221,7 +221,8 @@ class Haystacks:
                 if style == "chat":
                     message = [{"role": "user", "content": fact.question}]
                     text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-                    question, answer, end = f"\n{text}", fact.answer, [self._tokenizer.eos_token_id]
+                    # As it stands in the text: without the space before it, its first token would be another one.
+                    question, answer, end = f"\n{text}", f" {fact.answer}", [self._tokenizer.eos_token_id]
                 else:
                     question, answer, end = *ask(fact, style), []
                 ids = tokens_of(answer, self._tokenizer)
