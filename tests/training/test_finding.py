@@ -200,7 +200,9 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 likeness = torch.stack([F.cosine_similarity(one, value, dim=0) for value in values])
                 shares = likeness.mul(sharpness).softmax(0)
                 share = shares[right].sum() if right else shares.new_tensor(0.0)
-            strength = layer.self_attn.memory_read.logits(read[:, place : place + 1], tail[:, place : place + 1])
+            strength = layer.self_attn.memory_read.logits(
+                read[:, place : place + 1], branch.inputs.seen(tail[:, place : place + 1])
+            )
             if copied:
                 strength = strength + layer.self_attn.memory_say.sure * every.max().log()
             strength = strength.mean().sigmoid()

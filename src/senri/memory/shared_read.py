@@ -89,6 +89,10 @@ class QueryInputs(nn.Module):
         keys = orthogonal_map(rows, mean.shape[0], generator) @ whitening
         start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
 
+    def seen(self, hidden_states: Tensor) -> Tensor:
+        """Return what projections, gates and read strengths see of hidden states `[..., hidden_size]`."""
+        return hidden_states if self.whitening is None else self.whitening(hidden_states)
+
     def init_state(self, batch_size: int, device: torch.device | str | None = None) -> LayerState:
         """Return the convolution's empty past; nothing where there is none."""
         if not self.config.short_convolution:
@@ -98,8 +102,7 @@ class QueryInputs(nn.Module):
 
     def forward(self, hidden_states: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:
         """Return queries `[batch, num_heads, seq, key_dim]` for `[batch, seq, hidden_size]`, and the new past."""
-        if self.whitening is not None:
-            hidden_states = self.whitening(hidden_states)
+        hidden_states = self.seen(hidden_states)
         q = self.q_proj(hidden_states)
         if not self.config.short_convolution:
             return split_heads(q, self.num_heads), {}

@@ -19,9 +19,10 @@ _LEAST = 1e-3
 class ReadStrength(nn.Module):
     """How strongly a read is added, per head and token: whether anybody asks, and whether anything was found.
 
-    The first is learnt from the hidden state. The second is the read's size: a query that meets its key reads a whole
-    value, one that meets none reads little. `memory.eps` says which mean square counts as half found; a read that is
-    normalised with a small eps is as large where nothing was found as where something was.
+    The first is learnt from the hidden state, as the memory's projections see it. The second is the read's size: a
+    query that meets its key reads a whole value, one that meets none reads little. `memory.eps` says which mean square
+    counts as half found; a read that is normalised with a small eps is as large where nothing was found as where
+    something was.
 
     Args:
         hidden_size: of the hidden states.
@@ -43,7 +44,7 @@ class ReadStrength(nn.Module):
         nn.init.ones_(self.found)
 
     def forward(self, remembered: Tensor, hidden_states: Tensor) -> Tensor:
-        """Scale `[batch, seq, heads, value_dim]`, normalised reads, by strengths; hidden `[batch, seq, hidden]`."""
+        """Scale `[batch, seq, heads, value_dim]`, normalised reads; what the memory sees `[batch, seq, hidden]`."""
         return remembered * torch.sigmoid(self.logits(remembered, hidden_states)).unsqueeze(-1)
 
     def when_asked(self, remembered: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class AddedMemory(SoftmaxAttention):
         if self.memory_enabled:
             remembered = recall(self.memory, hidden_states, None, masks, past_key_values, self.layer_idx)
             if hasattr(self, "memory_read"):
-                remembered = self.memory_read(remembered, hidden_states)
+                remembered = self.memory_read(remembered, self.memory.inputs.seen(hidden_states))
             out = out + self.memory_o_proj(remembered.flatten(2))
         else:
             let_pass(hidden_states, past_key_values, self.layer_idx)

@@ -70,7 +70,7 @@ class CopiedMemory(SoftmaxAttention):
         if self.memory_enabled:
             values = (self.values(masks.embeddings),)
             read = recall(self.memory, hidden_states, values, masks, past_key_values, self.layer_idx)
-            self.found = read.flatten(2), self.memory_read.logits(read, hidden_states).mean(-1)
+            self.found = read.flatten(2), self.memory_read.logits(read, self.memory.inputs.seen(hidden_states)).mean(-1)
         else:
             let_pass(hidden_states, past_key_values, self.layer_idx)
         return super().forward(hidden_states, masks, position_embeddings, past_key_values, **kwargs)

@@ -267,7 +267,7 @@ class FindingConfig:
         sharpness: factor of cosines of queries with keys, and of the pointer's, in the softmax; for the second a memory
             that copies has its own.
         meeting: weight of the loss that queries should be most like their own keys, beside what is read.
-        meeting_first: so many steps in the beginning learn this alone, without a memory, from texts with the most facts.
+        meeting_first: so many steps at first learn this alone, without a memory, from texts with the most facts.
     """
 
     lengths: LengthsConfig

@@ -168,7 +168,7 @@ class Finding(Objective):
         tail = self._layer.input_layernorm(asking)
         queries = self._queries(asking, text.state)
         read = branch.memory.read(queries, text.state).to(tail.dtype).transpose(1, 2)
-        return queries, read.flatten(2), self._mixer.memory_read.logits(read, tail).mean(-1)
+        return queries, read.flatten(2), self._mixer.memory_read.logits(read, branch.inputs.seen(tail)).mean(-1)
 
     def _inputs(self, states: Tensor, ids: Tensor) -> tuple[Any, LayerState]:
         """Return what a memory writes of a text, and the state of what makes it."""
