@@ -254,8 +254,10 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     batches = finding_batches()
     batch = batches([{"number": 0}])
     if combine != "add":
-        model = copying(look_ahead=3, write_delay=2) if "waits" in combine else copying()
+        model = copying(look_ahead=3, write_delay=2, whitened_inputs=True) if "waits" in combine else copying()
     double = copy.deepcopy(model).double()
+    if "waits" in combine:  # strengths must see what projections see
+        torch.nn.init.normal_(double.model.layers[RECALL_LAYER].self_attn.memory.inputs.whitening.weight, std=0.2)
     if combine != "add":
         torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.sure, 0.6)
         torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.prior, 0.3)
@@ -280,8 +282,7 @@ def test_queries_meet_their_keys_before_there_is_a_memory(
     loss_of = Finding(model, RECALL_LAYER, replace(recall_config().finding, meeting=1.0), batches.kinds, 0.4)
     found = loss_of(**alone)
     wanted = loss_of(**{**alone, "meeting_alone": torch.tensor(False)})
-    rest = replace(loss_of.settings, meeting=0.0)
-    loss_of.settings = rest
+    loss_of.settings = replace(loss_of.settings, meeting=0.0)
     read = loss_of(**{**alone, "meeting_alone": torch.tensor(False)})
     assert torch.isclose(found["loss"], wanted["loss"] - read["loss"], rtol=1e-4)
     assert found["met"] == wanted["met"] and found.keys() == {"loss", "met", "length"}
