@@ -57,6 +57,7 @@ MIXERS = {
             "learned_read_strength": True,
             "eps": 0.3,
             "whitened_inputs": True,
+            "token_inputs": True,
             "copy_sharpness": 6.0,
         },
     },

@@ -135,11 +135,27 @@ def test_what_is_written_are_the_codes_of_the_tokens(build: Callable[..., SenriF
         model.model(ids, inputs_embeds=embeddings)
 
 
+@torch.no_grad()
+def test_keys_and_strengths_know_the_token(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
+    model = build("copy")
+    mixer, embeddings, given = model.model.layers[1].self_attn, model.model.embed_tokens(ids), []
+    mixer.memory.inputs.register_forward_hook(lambda _module, args, _out: given.append(args[0]))
+    model(ids)
+    lower = model.model(ids, stop_layer=1).last_hidden_state
+    states = model.model.layers[1].input_layernorm(lower)
+    torch.testing.assert_close(given[0], torch.cat([states, embeddings], dim=-1), **TOLERANCE)
+    seen = mixer.memory.inputs.seen(given[0])
+    others = mixer.memory.inputs.seen(mixer.seen(states, embeddings.flip(1)))
+    assert not torch.allclose(mixer.memory_read.proj(seen), mixer.memory_read.proj(others), **TOLERANCE)
+
+
 def test_what_copying_needs_is_asked_for() -> None:
     with pytest.raises(SenriError, match="set memory.learned_read_strength to true"):
         MemoryConfig(combine="copy", projections="own", normaliser="rmsnorm")
     with pytest.raises(SenriError, match="'copy' keeps the base whole and needs memory.projections 'own'"):
         MemoryConfig(combine="copy", normaliser="rmsnorm", learned_read_strength=True)
+    with pytest.raises(SenriError, match="token_inputs needs memory.combine 'copy'"):
+        MemoryConfig(combine="add", projections="own", token_inputs=True)
     with pytest.raises(SenriError, match="copy_sharpness is 0.0"):
         MemoryConfig(copy_sharpness=0.0)
     with pytest.raises(SenriError, match="copy_prior is -0.1"):

@@ -1,5 +1,6 @@
 """A byte-level tokenizer, a tiny base in a folder, Senri models of every way to combine, and a folder of text."""
 
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -178,7 +179,7 @@ def recall_values(**changes: Any) -> dict[str, Any]:
     """Return the recipe's settings for small texts."""
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
     values["haystacks"] |= SMALL | changes
-    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0, "meeting_first": 2}
+    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0, "times_longer": 9, "meeting_first": 2}
     values["answering"] |= {"lengths": LENGTHS, "text_tokens": 12}
     values["window"] = {"shortest": 2, "longest": 7}  # of the 8 that the small models have
     return values
@@ -217,8 +218,9 @@ def haystacks(recall_model: SenriForCausalLM, recall_rows: TrainingRows, bytes_t
 @pytest.fixture
 def finding_batches(haystacks: Any, recall_model: SenriForCausalLM, tmp_path: Path) -> Any:
     def build_batches(seed: int = 0, meeting_first: int = 0, **changes: Any) -> FindingBatches:
-        config, folder = recall_config().haystacks, tmp_path / f"kept-{seed}"
-        return FindingBatches(haystacks(seed, **changes), recall_model, config, meeting_first, folder, "float32")
+        config, folder = recall_config(), tmp_path / f"kept-{seed}"
+        finding = replace(config.finding, meeting_first=meeting_first)
+        return FindingBatches(haystacks(seed, **changes), recall_model, config.haystacks, finding, folder, "float32")
 
     return build_batches
 

@@ -38,7 +38,7 @@ def model(recall_model: SenriForCausalLM) -> SenriForCausalLM:
 
 def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
     config = recall_config().finding
-    return Finding(model, RECALL_LAYER, replace(config, meeting=0.7), batches.kinds, first_share=0.4)
+    return Finding(model, RECALL_LAYER, replace(config, meeting=0.7), batches.kinds, first_weight=2.5)
 
 
 def test_kept_runs_are_what_the_layers_give(
@@ -154,24 +154,28 @@ def test_haystacks_are_decided_by_seed_and_number_and_grow(finding_batches: Any)
 def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness: float) -> torch.Tensor:
     """Each question read token by token from the memory behind the text; shares and losses in loops."""
     layer: Any = model.model.layers[RECALL_LAYER]
-    branch = layer.self_attn.memory
-    text = layer.input_layernorm(batch["states"])
-    copied = isinstance(layer.self_attn, CopiedMemory)
+    mixer, embed = layer.self_attn, model.model.embed_tokens
+    branch = mixer.memory
+    copied = isinstance(mixer, CopiedMemory)
     groups, ahead = branch.num_heads // branch.num_key_value_heads, branch.config.tokens_late
+    ids = batch["ids"][0].tolist()
 
-    def given(ids: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-        return (layer.self_attn.values(model.model.embed_tokens(ids)),) if copied else None
+    def seen(states: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        states = layer.input_layernorm(states)
+        return torch.cat([states, embed(ids)], dim=-1) if branch.config.token_inputs else states
 
-    tokens, _ = branch.inputs(text, branch.init_state(1), given(batch["ids"]))
+    text = seen(batch["states"], batch["ids"])
+    given = (mixer.values(embed(batch["ids"])),) if copied else None
+    tokens, _ = branch.inputs(text, branch.init_state(1), given)
     keys = tokens.k.repeat_interleave(groups, dim=1)[0, :, ahead:]
-    if not copied:
-        values = tokens.v.repeat_interleave(groups, dim=1)[0]
-        values = (values * branch.memory.norm_weight[:, None]).transpose(0, 1).flatten(1).detach()
-        values = values - values.mean(0)
-    behind = branch(text, branch.init_state(1), given(batch["ids"]))[1]
-    finding, mixtures, asked_rows, meeting, met = [], [], 0, 0.0, 0.0
+    strengths = tokens.beta.repeat_interleave(groups, dim=1)[0, :, ahead:]
+    values = (given[0] if copied else tokens.v).repeat_interleave(groups, dim=1)[0]
+    values = (values * branch.memory.norm_weight[:, None]).transpose(0, 1).flatten(1).detach()
+    values = values if copied else values - values.mean(0)
+    behind = branch(text, branch.init_state(1), given)[1]
+    finding, mixtures, plain_text, meeting, met = [], [], [], 0.0, 0.0
     for row, targets in enumerate(batch["targets"]):
-        tail = layer.input_layernorm(batch["asking"][row : row + 1])
+        tail = seen(batch["asking"][row : row + 1], batch["asking_ids"][row : row + 1])
         some = tail.new_zeros(1, branch.num_key_value_heads, tail.shape[1], branch.value_dim)
         q = branch.inputs(tail, behind, (some,) if copied else None)[0].q
         read = branch.memory.read(q, behind).transpose(1, 2)
@@ -179,51 +183,61 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
         is_text = int(batch["kinds"][row]) < 0
         pointed, mixed, found = [], [], 0.0
         for order, place in enumerate(places):
-            count = len(places)
-            is_even = is_text or count == 1
-            weight = 1 / count if is_even else 0.4 if order == 0 else 0.6 / (count - 1)
-            one = read[0, place].flatten()
+            weight = 2.5 if order == 0 else 1.0
+            one, point = read[0, place].flatten(), int(batch["points"][row, place])
             with torch.no_grad():
                 plain = model.lm_head(batch["outputs"][row, place]).softmax(-1)
-            right = [
-                at
-                for at, token in enumerate(batch["ids"][0])
-                if token == targets[place] or at == batch["points"][row, place]
-            ]
-            if copied:
-                codes, embeddings = layer.self_attn.memory_codes, model.model.embed_tokens.weight
-                every = said_by_codes(codes, embeddings, one)
-                every = every * plain**layer.self_attn.memory_say.prior
-                every = every / every.sum()
-                share = every[targets[place]]
-            else:
-                likeness = torch.stack([F.cosine_similarity(one, value, dim=0) for value in values])
-                shares = likeness.mul(sharpness).softmax(0)
-                share = shares[right].sum() if right else shares.new_tensor(0.0)
-            strength = layer.self_attn.memory_read.logits(
-                read[:, place : place + 1], branch.inputs.seen(tail[:, place : place + 1])
+            eps = branch.config.eps
+            products = torch.stack(
+                [unit(key, eps) @ unit(asked, eps) for asked, key in zip(q[0, :, place], keys, strict=True)]
             )
-            if copied:
-                strength = strength + layer.self_attn.memory_say.sure * every.max().log()
-            strength = strength.mean().sigmoid()
-            alone = plain[targets[place]]
+            raw = [
+                unit(asked, eps).float() @ behind["M"][0, head // groups] for head, asked in enumerate(q[0, :, place])
+            ]
+            size = torch.cat(raw).square().mean()
+            noise = sum(
+                (products[head, at] * strengths[head, at]) ** 2 / branch.num_heads
+                for head in range(branch.num_heads)
+                for at in range(keys.shape[1])
+                if not batch["hidden"][at]
+            )
+            clear = (size / (size + (batch["times_longer"] - 1) * noise)).sqrt()
+            candidates = [at for at in range(len(ids)) if not copied or at == ids.index(ids[at])]
+            likeness = torch.stack([F.cosine_similarity(one, values[at], dim=0) for at in candidates])
+            shares = likeness.mul(sharpness * clear).softmax(0)
+            right = [
+                order
+                for order, at in enumerate(candidates)
+                if ids[at] == targets[place] or (at == point and not copied)
+            ]
+            share = shares[right].sum() if right else shares.new_tensor(0.0)
             if right and not is_text:
                 pointed.append(-weight * share.log())
                 found += weight
+            said = share.detach()
+            strength = mixer.memory_read.logits(
+                read[:, place : place + 1].detach(), branch.inputs.seen(tail[:, place : place + 1])
+            )
+            if copied:
+                every = said_by_codes(mixer.memory_codes, embed.weight, one.detach())
+                every = every * plain**mixer.memory_say.prior
+                every = every / every.sum()
+                said = every[targets[place]]
+                strength = strength + mixer.memory_say.sure * every.max().log()
+            strength = strength.mean().sigmoid()
+            log_mixed = (strength * said + (1 - strength) * plain[targets[place]]).log()
             if right or is_text:
-                mixed.append(-weight * (strength * share + (1 - strength) * alone).log())
-            point = int(batch["points"][row, place])
+                (plain_text if is_text else mixed).append(-(1 if is_text else weight) * log_mixed)
             if 0 <= point < keys.shape[1]:
-                query, eps = q[0, :, place], branch.config.eps
-                heads = [unit(key, eps) @ unit(one, eps) for one, key in zip(query, keys, strict=True)]
-                meeting = meeting - weight * torch.stack(heads).mean(0).mul(sharpness).log_softmax(0)[point]
+                meeting = meeting - weight * products.mean(0).mul(sharpness).log_softmax(0)[point]
                 met += weight
         if pointed:
             finding.append((torch.stack(pointed).sum(), found))
-        mixtures.append(torch.stack(mixed).sum() if mixed else targets.new_tensor(0.0))
-        asked_rows += 1
-    found = sum(loss for loss, _ in finding) / sum(share for _, share in finding) + sum(mixtures) / asked_rows
-    return found + 0.7 * meeting / met
+        if mixed:
+            mixtures.append(torch.stack(mixed).sum())
+    weight = sum(share for _, share in finding)
+    found = sum(loss for loss, _ in finding) / weight + sum(mixtures) / weight
+    return found + torch.stack(plain_text).mean() + 0.7 * meeting / met
 
 
 def unit(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -254,7 +268,8 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     batches = finding_batches()
     batch = batches([{"number": 0}])
     if combine != "add":
-        model = copying(look_ahead=3, write_delay=2, whitened_inputs=True) if "waits" in combine else copying()
+        waits = {"look_ahead": 3, "write_delay": 2, "whitened_inputs": True, "token_inputs": True}
+        model = copying(**(waits if "waits" in combine else {}))
     double = copy.deepcopy(model).double()
     if "waits" in combine:  # strengths must see what projections see
         torch.nn.init.normal_(double.model.layers[RECALL_LAYER].self_attn.memory.inputs.whitening.weight, std=0.2)
@@ -265,9 +280,16 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     found = objective(double, batches)(**batch)
     mine = gradients(double, found["loss"])
     wanted = slow_loss(double, batch, 8.0)
-    assert torch.isclose(found["loss"], wanted.float(), rtol=1e-5), (found["loss"], wanted)
+    assert torch.isclose(found["loss"].double(), wanted.double(), rtol=1e-5), (found["loss"], wanted)
     assert_same(mine, gradients(double, wanted), 1e-4)
-    assert 0 <= found["correct"] <= 1 and 0 < found["asked"] < 1 and 0 < found["text"] < 1
+    assert batch["times_longer"] > 1 and 0 < batch["hidden"].float().mean() < 1
+    assert (
+        0 <= found["correct"] <= 1
+        and -1 <= found["cosine"] <= 1
+        and 0 < found["kept"] < 1
+        and 0 < found["asked"] < 1
+        and 0 < found["text"] < 1
+    )
 
 
 @pytest.mark.parametrize("combine", ["add", "copy"])
@@ -279,7 +301,7 @@ def test_queries_meet_their_keys_before_there_is_a_memory(
     alone = batches([{"number": 3}])
     assert alone["meeting_alone"] and not batches([{"number": 6}])["meeting_alone"]
     assert len({*alone["points"].flatten().tolist()}) > 40  # of nine facts, not of one
-    loss_of = Finding(model, RECALL_LAYER, replace(recall_config().finding, meeting=1.0), batches.kinds, 0.4)
+    loss_of = Finding(model, RECALL_LAYER, replace(recall_config().finding, meeting=1.0), batches.kinds, 2.5)
     found = loss_of(**alone)
     wanted = loss_of(**{**alone, "meeting_alone": torch.tensor(False)})
     loss_of.settings = replace(loss_of.settings, meeting=0.0)

@@ -27,7 +27,7 @@ from .test_language_modelling import assert_same, gradients
 
 
 def objective(model: SenriForCausalLM, batches: RecallBatches) -> Recall:
-    return Recall(model, 16, "full", False, RECALL_LAYER, kinds=batches.kinds, first_share=0.4, kl_weight=0.5)
+    return Recall(model, 16, "full", False, RECALL_LAYER, kinds=batches.kinds, first_weight=2.5, kl_weight=0.5)
 
 
 def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -56,7 +56,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor]) -> torch.
     def read() -> Any:
         return reader.read(batch["ids"][:, :far], torch.tensor([far]), batch["states"][:, :far])
 
-    answers = []
+    answers, weights = [], 0.0
     for question, targets in zip(batch["questions"], batch["targets"], strict=True):
         ids = torch.cat([window, question[None]], dim=1)
         positions = first + torch.arange(ids.shape[1])[None]
@@ -64,12 +64,13 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor]) -> torch.
             lower = model.model(ids, position_ids=positions, stop_layer=RECALL_LAYER, use_cache=True)
         said, here = run(lower.last_hidden_state[:, near:], read()), targets >= 0
         begun, *others = F.nll_loss(said[here], targets[here], reduction="none")
-        answers.append(0.4 * begun + 0.6 * sum(others) / len(others) if others else begun)
+        answers.append(2.5 * begun + sum(others))
+        weights += 2.5 + len(others)
     with torch.no_grad(), model.memory_disabled():
         alone = run(batch["going_on"], None)
     mine = run(batch["going_on"], read())
     divergence = (alone.exp() * (alone - mine)).sum(-1).mean()
-    return torch.stack(answers).mean() + 0.5 * divergence
+    return torch.stack(answers).sum() / weights + 0.5 * divergence
 
 
 def test_the_loss_is_that_of_each_question_read_by_all_layers(
@@ -175,7 +176,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ("training.recall.haystacks.styles=[]", "styles is empty"),
         ("training.recall.haystacks.alike_share=2", "0 to 1"),
         ("training.recall.haystacks.same_wording_share=-1", "same_wording_share is -1"),
-        ("training.recall.haystacks.first_share=1", r"first_share is 1(\.0)?, but it must be in \(0, 1\)"),
+        ("training.recall.haystacks.first_weight=0", r"first_weight is 0(\.0)?, but it must be above 0"),
         ("training.recall.haystacks.passage_width=9", "a passage has 16 tokens"),
         ("training.recall.finding.lengths.longest=10", "less than first"),
         ("training.recall.finding.lengths.growth=0.9", "growth is 0.9"),

@@ -5,7 +5,7 @@ gradient: the start of a memory's own projections, the mean and whitening of que
 that brings `gate * memory + (1 - gate) * window` nearest to the base's full attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from senri.data import TokenStream, chunks, open_document
 from senri.errors import SenriError
 from senri.memory import MemoryBranch, OrthogonalBasisMemory
 from senri.memory.calibration import GateLeastSquares, RunningMoments, whitening_matrix
-from senri.mixers import CopiedMemory, SoftmaxAttention, WindowMemory
+from senri.mixers import CopiedMemory, SoftmaxAttention, WindowMemory, memory_inputs
 from senri.mixers.context import BandedMask, MixerMasks
 from senri.models.configuration_senri import SenriConfig
 from senri.models.modeling_senri import SenriForCausalLM, SenriModel
@@ -137,7 +137,9 @@ def calibrate(
             # its queries begin as the writing layer's keys do, with the same random maps
             generator.set_state(shared_start)
         if memory.projections == "own" and not fits_base(config):
-            _start_own_projections(mixer, seen, generator)
+            embeddings = (model.model.embed_tokens(piece) for piece in pieces)
+            inputs_of = (memory_inputs(mixer, one.hidden_states, e)[0] for one, e in zip(seen, embeddings, strict=True))
+            _start_own_projections(mixer, inputs_of, generator)
         if isinstance(mixer, CopiedMemory):
             mixer.memory_codes.initialise(model.model.embed_tokens.weight)
         if isinstance(mixer.memory, MemoryBranch):
@@ -226,10 +228,10 @@ def _progress() -> Progress:
 
 
 @torch.no_grad()
-def _start_own_projections(mixer: Any, seen: list[LayerInputs], generator: torch.Generator) -> None:
+def _start_own_projections(mixer: Any, seen: Iterable[Tensor], generator: torch.Generator) -> None:
     moments = RunningMoments()
-    for piece in seen:
-        moments.update(piece.hidden_states.flatten(0, 1))
+    for states in seen:
+        moments.update(states.flatten(0, 1))
     mixer.memory.inputs.initialise_from_whitening(moments.mean, moments.covariance, generator)
 
 

@@ -49,6 +49,8 @@ class MemoryConfig:
         value_dim: width of a value; only with `own` projections.
         whitened_inputs: the memory's own projections, strengths and gates see the layer's hidden states centred and
             whitened, by real text at conversion; only with `own` projections.
+        token_inputs: they see each token's embedding beside its hidden state, which blurs which token it is of; only
+            with `combine: copy`.
         token_shift: a token's key is made from the token before it ("what came before" -> "this").
         short_convolution: kernel size of a causal depthwise convolution on queries and keys; 0 for none.
         convolution_delays: shares of each head's channels that this convolution first delays by 0, 1, 2, ... tokens
@@ -101,6 +103,7 @@ class MemoryConfig:
     key_dim: int | None = None
     value_dim: int | None = None
     whitened_inputs: bool = False
+    token_inputs: bool = False
     token_shift: bool = False
     short_convolution: int = 0
     convolution_delays: list[float] = field(default_factory=lambda: [1.0])
@@ -184,6 +187,11 @@ class MemoryConfig:
             raise SenriError(
                 "memory.combine 'copy' says what was found as often as the read strength says: set "
                 "memory.learned_read_strength to true."
+            )
+        if self.token_inputs and self.combine != "copy":
+            raise SenriError(
+                f"memory.token_inputs needs memory.combine 'copy', which knows the tokens, but combine is "
+                f"{self.combine!r}: set memory.token_inputs to false."
             )
         if self.copy_sharpness <= 0:
             raise SenriError(f"memory.copy_sharpness is {self.copy_sharpness}, but it must be above 0.")

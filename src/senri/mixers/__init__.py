@@ -3,7 +3,7 @@
 from typing import Any
 
 from senri.mixers.added_memory import AddedMemory, ReadStrength
-from senri.mixers.copied_memory import CopiedMemory, given_values
+from senri.mixers.copied_memory import CopiedMemory, memory_inputs
 from senri.mixers.memory_alone import MemoryAlone
 from senri.mixers.saying import Saying, mixture
 from senri.mixers.sink import AttentionSink
@@ -22,7 +22,7 @@ __all__ = [
     "SoftmaxAttention",
     "WindowMemory",
     "build_mixer",
-    "given_values",
+    "memory_inputs",
     "mixture",
 ]
 

@@ -24,14 +24,20 @@ from senri.mixers.saying import Saying, mixture
 from senri.mixers.softmax import SoftmaxAttention
 
 
-def given_values(mixer: nn.Module, embeddings: Tensor) -> tuple[Tensor, ...] | None:
-    """Return what a layer's memory is given beside hidden states: (v,) where it copies, None where it makes its own.
+def memory_inputs(
+    mixer: nn.Module, hidden_states: Tensor, embeddings: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Return what a layer's memory sees, `[batch, seq, width]`, and what it is given beside: (v,) where it copies, None
+    where it makes its own.
 
     Args:
         mixer: of the layer.
-        embeddings: of the tokens, `[batch, seq, hidden]`.
+        hidden_states: the mixer's input, `[batch, seq, hidden]`.
+        embeddings: of the tokens, likewise.
     """
-    return (mixer.values(embeddings),) if isinstance(mixer, CopiedMemory) else None
+    if not isinstance(mixer, CopiedMemory):
+        return hidden_states, None
+    return mixer.seen(hidden_states, embeddings), (mixer.values(embeddings),)
 
 
 class CopiedMemory(SoftmaxAttention):
@@ -47,7 +53,7 @@ class CopiedMemory(SoftmaxAttention):
             )
         self.memory_enabled = True
         self.memory = build_branch(config, layer_idx)
-        self.memory_read = ReadStrength(config.hidden_size, sizes["num_heads"], memory.read_strength)
+        self.memory_read = ReadStrength(sizes["hidden_size"], sizes["num_heads"], memory.read_strength)
         width = sizes["num_heads"] * sizes["value_dim"]
         scale = config.initializer_range
         self.memory_codes = TokenCodes(config.hidden_size, width, memory.copy_sharpness, scale)
@@ -69,11 +75,23 @@ class CopiedMemory(SoftmaxAttention):
         """
         if self.memory_enabled:
             values = (self.values(masks.embeddings),)
-            read = recall(self.memory, hidden_states, values, masks, past_key_values, self.layer_idx)
-            self.found = read.flatten(2), self.memory_read.logits(read, self.memory.inputs.seen(hidden_states)).mean(-1)
+            seen = self.seen(hidden_states, masks.embeddings)
+            read = recall(self.memory, seen, values, masks, past_key_values, self.layer_idx)
+            self.found = read.flatten(2), self.memory_read.logits(read, self.memory.inputs.seen(seen)).mean(-1)
         else:
             let_pass(hidden_states, past_key_values, self.layer_idx)
         return super().forward(hidden_states, masks, position_embeddings, past_key_values, **kwargs)
+
+    def seen(self, hidden_states: Tensor, embeddings: Tensor | None) -> Tensor:
+        """Return what the memory sees of tokens `[batch, seq, hidden]`: `[batch, seq, width]`.
+
+        A hidden state is about what comes next more than about the token itself. The embedding says which token it is,
+        in a question as in a text.
+        """
+        if not self.memory.config.token_inputs:
+            return hidden_states
+        assert embeddings is not None  # said in `values`
+        return torch.cat([hidden_states, embeddings.to(hidden_states.dtype)], dim=-1)
 
     def values(self, embeddings: Tensor | None) -> Tensor:
         """Return what is written of tokens with embeddings `[batch, seq, hidden]`: `[batch, heads, seq, value_dim]`.

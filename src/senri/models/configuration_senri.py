@@ -127,7 +127,7 @@ class SenriConfig(PreTrainedConfig):
         kv_heads = memory.num_key_value_heads or (memory.num_heads or self.num_key_value_heads)
         assert head_dim is not None and kv_heads is not None
         return {
-            "hidden_size": self.hidden_size,
+            "hidden_size": self.hidden_size * (1 + memory.token_inputs),
             "num_heads": num_heads,
             "num_key_value_heads": kv_heads,
             "key_dim": memory.key_dim or head_dim,

@@ -193,14 +193,14 @@ class Stage:
         if self.config.loss == "finding":
             assert training.recall is not None
             haystacks = training.recall.haystacks
-            return Finding(model, start_layer, training.recall.finding, haystacks.kind_names, haystacks.first_share)
+            return Finding(model, start_layer, training.recall.finding, haystacks.kind_names, haystacks.first_weight)
         gradient = training.gradient or model.config.memory_config.gradient
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":
             assert training.recall is not None
             haystacks, kl_weight = training.recall.haystacks, training.recall.answering.kl_weight
-            first_share = haystacks.first_share
-            return Recall(*segments, kinds=haystacks.kind_names, first_share=first_share, kl_weight=kl_weight)
+            first_weight = haystacks.first_weight
+            return Recall(*segments, kinds=haystacks.kind_names, first_weight=first_weight, kl_weight=kl_weight)
         if training.answers_only:
             return AnswersOnly(*segments)
         return LanguageModelling(*segments, base=base, kl_weight=self.config.kl_weight)

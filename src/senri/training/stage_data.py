@@ -85,7 +85,7 @@ def stage_data(
             half=half,
         )
         batches = (
-            FindingBatches(haystacks, model, recall.haystacks, recall.finding.meeting_first, kept, dtype, half=half)
+            FindingBatches(haystacks, model, recall.haystacks, recall.finding, kept, dtype, half=half)
             if is_finding
             else RecallBatches(haystacks, recall.window, recall.answering.text_tokens)
         )

@@ -18,7 +18,7 @@ from senri.data import chunks
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
-from senri.mixers import given_values
+from senri.mixers import memory_inputs
 from senri.mixers.cache_senri import fork_cache
 from senri.models import SenriForCausalLM
 
@@ -164,8 +164,8 @@ class SharedReading:
         for chunk in chunks(ids, self._chunk_size):
             chunk = chunk.to(self._model.device)
             out = self._model.model(chunk, past_key_values=cache, use_cache=True, stop_layer=self.layer)
-            given = given_values(layer.self_attn, self._model.model.embed_tokens(chunk))
-            yield layer.input_layernorm(out.last_hidden_state), given
+            states = layer.input_layernorm(out.last_hidden_state)
+            yield memory_inputs(layer.self_attn, states, self._model.model.embed_tokens(chunk))
 
 
 def _apply(change: _Map, matrix: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from senri.models.modeling_senri import SenriForCausalLM
-from senri.training.recall.config import HaystackConfig, WindowConfig
+from senri.training.recall.config import FindingConfig, HaystackConfig, WindowConfig
 from senri.training.recall.haystacks import Asked, Haystacks
 from senri.training.recall.kept import KeptRuns
 
@@ -24,7 +24,7 @@ class FindingBatches:
         haystacks: to draw from.
         model: a Senri model whose layers below the memory are frozen.
         config: what is asked for.
-        meeting_first: steps in which queries only learn to meet their keys.
+        finding: settings of the loss.
         folder: where states of questions are kept.
         dtype: of the states that are kept.
         half: run frozen layers in bfloat16.
@@ -35,20 +35,20 @@ class FindingBatches:
         haystacks: Haystacks,
         model: SenriForCausalLM,
         config: HaystackConfig,
-        meeting_first: int,
+        finding: FindingConfig,
         folder: Path,
         dtype: str,
         half: bool = False,
     ) -> None:
         self._haystacks, self._config, self.kinds = haystacks, config, haystacks.kinds
-        self._meeting_first = meeting_first
+        self._finding = finding
         start_layer = haystacks.base.start_layer
         self._kept = KeptRuns(model, haystacks.runs, start_layer, folder / "questions", dtype, outputs=True, half=half)
 
     def __call__(self, items: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         """Return the fields of `Finding.forward` for the haystack that some numbered samples stand for."""
         number = items[0]["number"]
-        meeting_alone = number // self._haystacks.batch_size < self._meeting_first
+        meeting_alone = number // self._haystacks.batch_size < self._finding.meeting_first
         drawn = self._haystacks.draw(number, passages=True, most_facts=meeting_alone)
         margin, end = self._haystacks.margin, drawn.start + drawn.length
         fits = [one for one, place in self._haystacks.texts if not drawn.start - margin < place < end]
@@ -67,11 +67,14 @@ class FindingBatches:
             "states": drawn.states[None],
             "ids": drawn.ids[None],
             "asking": pad_sequence(self._kept.states(numbers), batch_first=True)[:, :-1],
+            "asking_ids": pad_sequence([torch.tensor(one.ids[:-1]) for one, _ in asked], batch_first=True),
             "targets": _targets([one for one, _ in asked]),
             "points": pad_sequence(points, batch_first=True, padding_value=-1),
             "outputs": pad_sequence(self._kept.outputs(numbers), batch_first=True)[:, :-1],
             "kinds": torch.tensor([one.kind for one, _ in asked]),
+            "hidden": drawn.hidden,
             "meeting_alone": torch.tensor(meeting_alone),
+            "times_longer": torch.tensor(self._finding.times_longer ** drawn.rng.random()),
         }
 
 

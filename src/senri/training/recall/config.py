@@ -127,7 +127,7 @@ class HaystackConfig:
         kinds: of facts, with their weights.
         styles: ways to ask.
         asked: ways in which each fact is asked for, drawn from these.
-        first_share: of an answer's weight in the loss, so much goes to its first token.
+        first_weight: an answer's first token counts so many times as much in the loss as each of the others.
         hidden: numbers of facts in a text; drawn with equal chances.
         tokens_per_fact: a text has no more facts than one in so many tokens.
         neighbourhood: tokens before a fact that its states see.
@@ -162,7 +162,7 @@ class HaystackConfig:
     kinds: dict[str, float]
     styles: list[Style]
     asked: int
-    first_share: float
+    first_weight: float
     hidden: list[int]
     tokens_per_fact: int
     neighbourhood: int
@@ -210,8 +210,8 @@ class HaystackConfig:
             raise SenriError(
                 f"training.recall.haystacks.same_wording_share is {self.same_wording_share}, but it must be 0 to 1."
             )
-        if not 0 < self.first_share < 1:
-            raise SenriError(f"training.recall.haystacks.first_share is {self.first_share}, but it must be in (0, 1).")
+        if self.first_weight <= 0:
+            raise SenriError(f"training.recall.haystacks.first_weight is {self.first_weight}, but it must be above 0.")
         if self.passage_width < self.passage_cue + self.passage_tokens:
             raise SenriError(
                 f"training.recall.haystacks.passage_width is {self.passage_width}, but a passage has "
@@ -264,20 +264,23 @@ class FindingConfig:
 
     Args:
         lengths: of its texts.
-        sharpness: factor of cosines of queries with keys, and of the pointer's, in the softmax; for the second a memory
-            that copies has its own.
+        sharpness: factor of cosines of queries with keys, and of reads with values, in the softmax.
+        times_longer: the haystack counts as up to so many times as long as it is, from 1 on, evenly by its logarithm.
         meeting: weight of the loss that queries should be most like their own keys, beside what is read.
         meeting_first: so many steps at first learn this alone, without a memory, from texts with the most facts.
     """
 
     lengths: LengthsConfig
     sharpness: float
+    times_longer: float
     meeting: float
     meeting_first: int
 
     def __post_init__(self) -> None:
         if self.sharpness <= 0:
             raise SenriError(f"training.recall.finding.sharpness is {self.sharpness}, but it must be above 0.")
+        if self.times_longer < 1:
+            raise SenriError(f"training.recall.finding.times_longer is {self.times_longer}, but it must be 1 or above.")
         if self.meeting < 0:
             raise SenriError(f"training.recall.finding.meeting is {self.meeting}, but it must be 0 or above.")
         if self.meeting_first < 0:

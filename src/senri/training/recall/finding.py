@@ -1,17 +1,19 @@
 """Finding: does a query meet its key? Learnt where the memory is read, without running the layers above it.
 
 What a read found is known without asking the model: the read is compared with the values of all tokens of the text.
-The shares of a softmax over these likenesses are a pointer to the text (Vinyals et al. 2015, arXiv 1506.03134), and the
-tokens that it points to are a distribution over the next token. It is mixed with what the model says without a memory
-by the read strength (pointer sentinel mixture, Merity et al. 2016, arXiv 1609.07843, equation 5), so that the strength
-learns to be what it is for: how far the memory knows better.
+The shares of a softmax over these likenesses are a pointer to the text (Vinyals et al. 2015, arXiv 1506.03134). It must
+be right, and it must be so by a margin: in a text many times as long many times as much is in the way, and how much
+that is can be told from this text. That is what teaches a memory what not to write.
+
+What was found is mixed with what the model says without a memory by the read strength (pointer sentinel mixture, Merity
+et al. 2016, arXiv 1609.07843, equation 5), so that the strength learns to be what it is for: how far the memory knows
+better. This teaches the strength and nothing else; the read is taken as it is.
 
 Where the right key is, is known as well: of all keys of the text, that of the token to be said should be the most like
 the query (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748, equation 4). This says of every key that is in the way
 which one it is, however little of it a read shows. Many facts of one kind in one text are what it learns most from.
 """
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -21,29 +23,13 @@ from torch import Tensor
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.features import apply_feature_map
-from senri.mixers import AddedMemory, CopiedMemory, given_values, mixture
+from senri.mixers import AddedMemory, CopiedMemory, memory_inputs, mixture
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
 from senri.training.recall.config import FindingConfig
+from senri.training.recall.pointing import NOWHERE, Pointer, clearness, interference
 from senri.training.recall.values import check_branch
-from senri.training.recall.weighing import answer_shares, begins_answer
-
-_NOWHERE = -50.0
-"""Log-probability of a token that the pointer gives nothing to."""
-
-
-@dataclass(frozen=True)
-class WrittenText:
-    """What a memory made of a text.
-
-    Attributes:
-        keys: of its tokens, the first one's first, `[key heads, seq, key_dim]`; those of the last ones are missing that
-            a memory which waits has not written yet.
-        state: behind it.
-    """
-
-    keys: Tensor
-    state: LayerState
+from senri.training.recall.weighing import answer_weights, begins_answer
 
 
 class Finding(Objective):
@@ -54,7 +40,7 @@ class Finding(Objective):
         start_layer: the memory's layer.
         config: of this loss.
         kinds: names of the kinds of questions.
-        first_share: of an answer's weight, so much goes to its first token.
+        first_weight: the first token of an answer counts so many times as much as each of the others.
 
     Raises:
         SenriError: a memory of another kind, or several.
@@ -66,161 +52,243 @@ class Finding(Objective):
         start_layer: int,
         config: FindingConfig,
         kinds: tuple[str, ...],
-        first_share: float,
+        first_weight: float,
     ) -> None:
         super().__init__(model)
         check_branch(model, start_layer, "finding", AddedMemory, CopiedMemory)
         if not hasattr(model.model.layers[start_layer].self_attn, "memory_read"):
             raise SenriError("the loss finding teaches a read strength: set memory.learned_read_strength to true.")
         self.start_layer, self.settings = start_layer, config
-        self.kinds, self.first_share = kinds, first_share
+        self.kinds, self.first_weight = kinds, first_weight
 
     def forward(
         self,
         states: Tensor,
         ids: Tensor,
+        hidden: Tensor,
         asking: Tensor,
+        asking_ids: Tensor,
         targets: Tensor,
         points: Tensor,
         outputs: Tensor,
         kinds: Tensor,
         meeting_alone: Tensor,
+        times_longer: Tensor,
     ) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and what else is worth knowing.
 
-        `correct` is the share of answer tokens at whose token the pointer points most, weighted as in the loss; `first`
-        is that of first tokens alone, `correct_<kind>` that of one kind, over tokens; `asked` and `text` are mean read
-        strengths before answers and in plain text; `met` is the share of answer tokens whose query is most like their
-        own key; `length` is that of the text. A token that the text does not hold counts nowhere but in plain text.
+        `met` is the share of answer tokens whose query is most like their own key, `correct` of those at whose token
+        the pointer points most, both weighted as in the loss; `first` is that of first tokens alone, `correct_<kind>`
+        that of one kind, over tokens; `cosine` is how much like their token's value reads are; `asked` and `text` are
+        mean read strengths before answers and in plain text, `kept` and `passed` mean write strengths of answers and of
+        the haystack; `length` is that of the text. A token that the text does not hold counts nowhere but in plain
+        text.
 
         Args:
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
             ids: `[1, seq]`, its tokens.
+            hidden: `[seq]`, which of them came with a fact; the others are the haystack.
             asking: `[questions, tail, hidden]`, what enters `start_layer` in questions and answers.
+            asking_ids: `[questions, tail]`, their tokens.
             targets: `[questions, tail]`, the token that follows each, where it is asked for; else -100.
             points: `[questions, tail]`, where that token stands in the text, or -1.
             outputs: `[questions, tail, hidden]`, what the model without memory has there for the head.
             kinds: `[questions]`, what each asks for, as its place in `self.kinds`; -1 for plain text that goes on.
             meeting_alone: whether queries only learn to meet their keys, without a memory: `loss`, `met` and `length`.
+            times_longer: so many times as long as it is the haystack counts.
         """
         row, column = (targets >= 0).nonzero(as_tuple=True)
-        share = answer_shares(row, self.first_share, is_text := kinds[row] < 0)
-        found = {"length": torch.tensor(float(ids.shape[1]))}
-        if meeting_alone:
-            tokens, past = self._inputs(states, ids)
-            queries = self._queries(asking, past)
-            meeting, met = self._meeting(queries[row, :, column], self._keys(tokens), points[row, column], share)
-            return {"loss": meeting, "met": met, **found}
-        text = self.write(states, ids)
-        queries, read, strengths = self.read(asking, text)
-        wanted, strengths = targets[row, column], strengths[row, column].float()
-        with torch.no_grad():
-            alone = self.model.lm_head(outputs[row, column]).float().log_softmax(-1)
-        places = torch.arange(ids.shape[1], device=ids.device)
-        is_right = (ids[0] == wanted[:, None]) | (places == points[row, column][:, None])
-        if isinstance(self._mixer, CopiedMemory):
-            pointer = self._mixer.memory_codes(read[row, column], self.model.model.embed_tokens.weight)
-            pointer, strength = self._mixer.memory_say(pointer, alone, strengths[:, None])
-            pointed, strengths = pointer.gather(1, wanted[:, None])[:, 0].clamp(min=_NOWHERE), strength[:, 0]
-            correct = (pointer.argmax(-1) == wanted).float()
-        else:
-            values = self.values(states[0])
-            values = F.normalize(values - values.mean(0), dim=-1)
-            likeness = self.settings.sharpness * F.normalize(read[row, column].float(), dim=-1) @ values.T
-            pointed = likeness.log_softmax(-1).masked_fill(~is_right, 2 * _NOWHERE).logsumexp(-1).clamp(min=_NOWHERE)
-            correct = is_right.gather(1, likeness.argmax(-1, keepdim=True))[:, 0].float()
-        mixed = mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
-        is_asked = ~is_text & is_right.any(-1)
-        finding = -(share * pointed * is_asked).sum() / (share * is_asked).sum().clamp(min=1e-6)
-        loss = finding - (share * mixed * (is_text | is_asked)).sum() / len(targets)
-        meeting, met = self._meeting(queries[row, :, column], text.keys, points[row, column], share)
-        loss = loss + self.settings.meeting * meeting
-        strength = strengths.detach().sigmoid()
-        if bool(is_asked.any()):
-            found["correct"] = (share * correct)[is_asked].sum() / share[is_asked].sum()
-            if bool((begins := is_asked & begins_answer(row)).any()):
-                found["first"] = correct[begins].mean()
-            found["asked"], found["met"] = strength[is_asked].mean(), met
-            kind_of = kinds[row][is_asked]
-            found |= {
-                f"correct_{self.kinds[k]}": correct[is_asked][kind_of == k].mean() for k in kind_of.unique().tolist()
-            }
-        if bool(is_text.any()):
-            found["text"] = strength[is_text].mean()
-        return {"loss": loss, **found}
-
-    def write(self, states: Tensor, ids: Tensor) -> "WrittenText":
-        """Write a text, `[1, seq, hidden]` and `[1, seq]` as in `forward`, into an empty memory."""
-        branch: Any = self._mixer.memory
+        is_text = kinds[row] < 0
+        weight = answer_weights(row, self.first_weight) * ~is_text
         tokens, past = self._inputs(states, ids)
-        empty = branch.memory.init_state(1, states.device)
-        state = branch.memory.write(tokens.k, tokens.v, empty, tokens.beta, tokens.decay)
-        return WrittenText(self._keys(tokens), {**state, **past})
+        seen = self._seen(asking, asking_ids)
+        queries = self._queries(seen, past)
+        likeness = self._likeness(queries[row, :, column], self._written(tokens.k))
+        meeting, met = self._meeting(likeness.mean(1), points[row, column], weight)
+        said = {"length": torch.tensor(float(ids.shape[1])), "met": met}
+        if meeting_alone:
+            return {"loss": meeting, **said}
+        read, strengths = self.read(queries, seen, self._state(tokens, past))
+        read, strengths, wanted = read[row, column].float(), strengths[row, column].float(), targets[row, column]
+        values = F.normalize(self.values(states, ids), dim=-1)
+        pointer = self._pointer(read, values, ids[0], wanted, points[row, column])
+        written = self._strengths(tokens)
+        passing = ~hidden[: written.shape[-1]]
+        noise = (times_longer - 1) * interference(likeness, written.repeat_interleave(self._group, 0), passing)
+        pointed = pointer.log_probabilities(self.settings.sharpness, clearness(self._size(read), noise))
+        mixed = self._mixed(read.detach(), pointed.detach(), wanted, outputs[row, column], strengths)
+        is_asked = ~is_text & pointer.is_right.any(-1)
+        of_asked = weight * is_asked / (weight * is_asked).sum().clamp(min=1e-6)
+        of_text = is_text / is_text.sum().clamp(min=1)
+        loss = self.settings.meeting * meeting - (of_asked * pointed).sum() - ((of_asked + of_text) * mixed).sum()
+        if bool(is_asked.any()):
+            correct, kind_of = pointer.is_correct.float(), kinds[row]
+            said |= {"correct": (of_asked * correct).sum(), "cosine": (of_asked * pointer.right_cosine).sum()}
+            said |= {
+                f"correct_{self.kinds[k]}": correct[is_asked & (kind_of == k)].mean()
+                for k in kind_of[is_asked].unique().tolist()
+            }
+            if bool((begins := is_asked & begins_answer(row)).any()):
+                said["first"] = correct[begins].mean()
+            said["asked"] = strengths.detach().sigmoid()[is_asked].mean()
+            there = points[row, column][is_asked]
+            said["kept"] = written[:, there[(there >= 0) & (there < len(passing))]].mean().detach()
+        said["passed"] = written[:, passing].mean().detach()
+        if bool(is_text.any()):
+            said["text"] = strengths.detach().sigmoid()[is_text].mean()
+        return {"loss": loss, **{name: figure.detach() for name, figure in said.items()}}
 
-    def read(self, asking: Tensor, text: "WrittenText") -> tuple[Tensor, Tensor, Tensor]:
-        """Read at every token of questions, `[questions, tail, hidden]` as in `forward`, which are not written.
+    def write(self, states: Tensor, ids: Tensor) -> LayerState:
+        """Write a text, `[1, seq, hidden]` and `[1, seq]` as in `forward`, into an empty memory."""
+        return self._state(*self._inputs(states, ids))
+
+    def ask(self, asking: Tensor, ids: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
+        """Read at every token of questions, `[questions, tail, hidden]` and their `ids` as in `forward`, which are not
+        written. Returns what `read` does.
+        """
+        seen = self._seen(asking, ids)
+        return self.read(self._queries(seen, state), seen, state)
+
+    def read(self, queries: Tensor, seen: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
+        """Read.
+
+        Args:
+            queries: `[questions, heads, tail, key_dim]`.
+            seen: what the memory sees there, `[questions, tail, width]`.
+            state: of the memory.
 
         Returns:
-            The queries `[questions, heads, tail, key_dim]`; the reads `[questions, tail, heads x value_dim]`; the
-            logits of the read strength `[questions, tail]`, the mean over heads.
+            The reads `[questions, tail, heads x value_dim]`; the logits of the read strength `[questions, tail]`, the
+            mean over heads.
         """
         branch: Any = self._mixer.memory
-        tail = self._layer.input_layernorm(asking)
-        queries = self._queries(asking, text.state)
-        read = branch.memory.read(queries, text.state).to(tail.dtype).transpose(1, 2)
-        return queries, read.flatten(2), self._mixer.memory_read.logits(read, branch.inputs.seen(tail)).mean(-1)
+        read = branch.memory.read(queries, state).to(seen.dtype).transpose(1, 2)
+        return read.flatten(2), self._mixer.memory_read.logits(read.detach(), branch.inputs.seen(seen)).mean(-1)
 
     def _inputs(self, states: Tensor, ids: Tensor) -> tuple[Any, LayerState]:
         """Return what a memory writes of a text, and the state of what makes it."""
         branch: Any = self._mixer.memory
-        given = given_values(self._mixer, self.model.model.embed_tokens(ids))
-        text = self._layer.input_layernorm(states)
+        states = self._layer.input_layernorm(states)
+        text, given = memory_inputs(self._mixer, states, self.model.model.embed_tokens(ids))
         made: tuple[Any, LayerState] = branch.inputs(
             text, branch.inputs.init_state(1, text.device), given, write_only=True
         )
         return made
 
-    def _queries(self, asking: Tensor, past: LayerState) -> Tensor:
+    def _state(self, tokens: Any, past: LayerState) -> LayerState:
         branch: Any = self._mixer.memory
-        queries: Tensor = branch.inputs.queries(self._layer.input_layernorm(asking), past)
-        return queries
+        memory: Any = branch.memory
+        empty = memory.init_state(1, tokens.k.device)
+        state: LayerState = memory.write(tokens.k, tokens.v, empty, tokens.beta, tokens.decay)
+        return {**state, **past}
 
-    def _keys(self, tokens: Any) -> Tensor:
-        keys: Tensor = tokens.k[0, :, self._mixer.memory.config.tokens_late :]
-        return keys
+    def _seen(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Return what the memory sees of tokens whose states enter the layer."""
+        states = self._layer.input_layernorm(states)
+        return memory_inputs(self._mixer, states, self.model.model.embed_tokens(ids))[0]
 
-    def _meeting(self, queries: Tensor, keys: Tensor, points: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of queries `[tokens, heads, key_dim]` whose keys stand at `points`, and the share that met.
+    def _queries(self, seen: Tensor, past: LayerState) -> Tensor:
+        branch: Any = self._mixer.memory
+        return cast(Tensor, branch.inputs.queries(seen, past))
+
+    def _written(self, of_steps: Tensor) -> Tensor:
+        """Take `[1, heads, seq, ...]`, by the step of writing, to `[heads, seq, ...]`, by the token that is written;
+        the last ones are missing that a memory which waits has not written yet.
+        """
+        return of_steps[0, :, self._mixer.memory.config.tokens_late :]
+
+    def _strengths(self, tokens: Any) -> Tensor:
+        """Return write strengths, `[key heads, seq]`."""
+        if tokens.beta is None:
+            return self._written(torch.full_like(tokens.k[..., 0], self._mixer.memory.config.write_strength))
+        return self._written(tokens.beta)
+
+    @property
+    def _group(self) -> int:
+        """Query heads for each key head."""
+        branch: Any = self._mixer.memory
+        return cast(int, branch.num_heads // branch.num_key_value_heads)
+
+    def _likeness(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return products of the features of queries `[tokens, heads, key_dim]` with those of all keys of the text,
+        `[key heads, seq, key_dim]`: `[tokens, heads, seq]`.
+        """
+        keys, config = keys.repeat_interleave(self._group, dim=0), self._mixer.memory.config
+        features = (apply_feature_map(queries, config), apply_feature_map(keys, config))
+        return torch.einsum("thd,hsd->ths", *features).float()
+
+    def _meeting(self, likeness: Tensor, points: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of queries whose keys stand at `points`, -1 for nowhere, and the share that met.
 
         Args:
-            queries: at each token that is asked for.
-            keys: of the tokens of the text, `[key heads, seq, key_dim]`.
-            points: where in the text each of them stands; -1 counts nowhere.
-            share: how much each counts.
+            likeness: with all keys, `[tokens, seq]`.
+            points: `[tokens]`.
+            weight: how much each counts, `[tokens]`.
         """
-        keys = keys.repeat_interleave(queries.shape[1] // len(keys), dim=0)
-        config = self._mixer.memory.config
-        features = (apply_feature_map(queries, config), apply_feature_map(keys, config))
-        cosines = torch.einsum("thd,hsd->ts", *features) / len(keys)
-        share = share * ((points >= 0) & (points < keys.shape[1]))
-        points = points.clamp(min=0, max=keys.shape[1] - 1)
-        wrong = F.cross_entropy(self.settings.sharpness * cosines.float(), points, reduction="none")
-        total = share.sum().clamp(min=1e-6)
-        met = (share * (cosines.argmax(-1) == points)).sum() / total
-        return (share * wrong).sum() / total, met
+        weight = weight * ((points >= 0) & (points < likeness.shape[1]))
+        points = points.clamp(min=0, max=likeness.shape[1] - 1)
+        wrong = F.cross_entropy(self.settings.sharpness * likeness, points, reduction="none")
+        total = weight.sum().clamp(min=1e-6)
+        met = (weight * (likeness.argmax(-1) == points)).sum() / total
+        return (weight * wrong).sum() / total, met
+
+    def _pointer(self, read: Tensor, values: Tensor, ids: Tensor, wanted: Tensor, points: Tensor) -> Pointer:
+        """Compare reads `[tokens, heads x value_dim]` with values `[seq, heads x value_dim]` of length one.
+
+        Where equal tokens have equal values, as where a memory copies, one stands for all.
+        """
+        read, places = F.normalize(read, dim=-1), torch.arange(len(ids), device=ids.device)
+        if isinstance(self._mixer, CopiedMemory):
+            held, which = ids.unique(return_inverse=True)
+            places = torch.empty_like(held).scatter_(0, which, places)  # one of each
+            return Pointer(read @ values[places].T, held == wanted[:, None])
+        return Pointer(read @ values.T, (ids == wanted[:, None]) | (places == points[:, None]))
+
+    def _size(self, read: Tensor) -> Tensor:
+        """Return mean squares of reads `[tokens, heads x value_dim]` before they were normalised, `[tokens]`, for
+        values with a mean square of 1.
+        """
+        branch: Any = self._mixer.memory
+        weight = branch.memory.norm_weight.float()
+        size = (read.unflatten(-1, weight.shape) / weight).square().mean(-1)  # of each head
+        return cast(Tensor, (branch.config.eps * size / (1 - size).clamp(min=torch.finfo(size.dtype).eps)).mean(-1))
+
+    def _mixed(self, read: Tensor, pointed: Tensor, wanted: Tensor, outputs: Tensor, strengths: Tensor) -> Tensor:
+        """Return log-probabilities of the right tokens, `[tokens]`, where what was found is mixed with what the model
+        says.
+
+        Args:
+            read: as in `_pointer`.
+            pointed: log-probabilities of the right tokens by the pointer, `[tokens]`.
+            wanted: the right tokens.
+            outputs: what the model without memory has for the head, `[tokens, hidden]`.
+            strengths: logits of the read strength, `[tokens]`.
+        """
+        with torch.no_grad():
+            alone = self.model.lm_head(outputs).float().log_softmax(-1)
+        if isinstance(self._mixer, CopiedMemory):
+            copied = self._mixer.memory_codes(read, self.model.model.embed_tokens.weight)
+            copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None])
+            pointed, strengths = copied.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), strengths[:, 0]
+        return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
 
     @torch.no_grad()
-    def values(self, states: Tensor) -> Tensor:
-        """Return the values of tokens as a read gives them, `[seq, heads x value_dim]`.
+    def values(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Return the values of tokens as a read gives them, less their mean: `[seq, heads x value_dim]`.
 
         Args:
-            states: what enters `start_layer`, `[seq, hidden]`.
+            states: what enters `start_layer`, `[1, seq, hidden]`.
+            ids: `[1, seq]`.
         """
         branch: Any = self._mixer.memory
-        values = branch.inputs.v_proj(branch.inputs.seen(self._layer.input_layernorm(states))).float()
-        values = values.unflatten(-1, (branch.num_key_value_heads, -1))
-        values = values.repeat_interleave(branch.num_heads // branch.num_key_value_heads, dim=1)
-        return cast(Tensor, (values * branch.memory.norm_weight.float()).flatten(1))
+        values: Tensor
+        if isinstance(self._mixer, CopiedMemory):
+            values = self._mixer.values(self.model.model.embed_tokens(ids))[0].transpose(0, 1)
+            return cast(Tensor, (values * branch.memory.norm_weight.float()).flatten(1))
+        values = branch.inputs.v_proj(branch.inputs.seen(self._layer.input_layernorm(states[0]))).float()
+        values = values.unflatten(-1, (branch.num_key_value_heads, -1)).repeat_interleave(self._group, dim=1)
+        values = (values * branch.memory.norm_weight.float()).flatten(1)
+        return values - values.mean(0)
 
     @property
     def _layer(self) -> Any:

@@ -54,6 +54,7 @@ class Haystack:
         start: where in the text it begins.
         states: `[seq, hidden]`, what enters the memory's layer.
         ids: `[seq]`, its tokens.
+        hidden: `[seq]`, which of them came with a fact.
         asked: questions, each with where its fact begins in `ids`; None for a passage, whose `points` count in the
             whole text.
         columns: takes a place in the whole text to where it lies in `ids`.
@@ -64,6 +65,7 @@ class Haystack:
     start: int
     states: Tensor
     ids: Tensor
+    hidden: Tensor
     asked: list[tuple[Asked, int | None]]
     columns: Callable[[int], int]
     rng: random.Random
@@ -153,10 +155,13 @@ class Haystacks:
         facts = self._chosen(length, [max(self._config.hidden)] if most_facts else self._config.hidden, rng)
         places = sorted(rng.randrange(length + 1) for _ in facts)
         states, ids, begins, columns = self._read(start, length, facts, places)
+        hidden = torch.zeros(len(ids), dtype=torch.bool)
+        for fact, begin in zip(facts, begins, strict=True):
+            hidden[begin : begin + len(self._facts[fact])] = True
         about = [(one, begin) for fact, begin in zip(facts, begins, strict=True) for one in self._about[fact]]
         asked: list[tuple[Asked, int | None]] = [*rng.sample(about, min(self._config.questions, len(about)))]
         asked += [(one, None) for one in asked_passages]
-        return Haystack(length, start, states, ids, asked, columns, rng)
+        return Haystack(length, start, states, ids, hidden, asked, columns, rng)
 
     def _start(self, length: int, rng: random.Random) -> tuple[int, list[Asked]]:
         """Return where a text begins, and the passages of it that are asked for."""

@@ -11,7 +11,7 @@ from senri.errors import SenriError
 from senri.mixers import CopiedMemory
 from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
 from senri.training.answers import AnswersOnly
-from senri.training.recall.weighing import answer_shares, begins_answer
+from senri.training.recall.weighing import answer_weights, begins_answer
 from senri.training.recall.window import Window
 
 
@@ -25,18 +25,18 @@ class Recall(AnswersOnly):
     Args:
         *segments: of `SegmentedObjective`, for reading the text.
         kinds: names of the kinds of questions.
-        first_share: of an answer's weight, so much goes to its first token.
+        first_weight: the first token of an answer counts so many times as much as each of the others.
         kl_weight: of the divergence in plain text beside the loss of the answers.
     """
 
-    def __init__(self, *segments: Any, kinds: Sequence[str], first_share: float, kl_weight: float) -> None:
+    def __init__(self, *segments: Any, kinds: Sequence[str], first_weight: float, kl_weight: float) -> None:
         super().__init__(*segments)
         if any(isinstance(layer.self_attn, CopiedMemory) for layer in self.model.model.layers):
             raise SenriError(
                 "the loss recall teaches the layers above a memory to hear it, but with memory.combine 'copy' none "
                 "does: leave the stage out, or set its loss to finding."
             )
-        self.kinds, self.first_share, self.kl_weight = tuple(kinds), first_share, kl_weight
+        self.kinds, self.first_weight, self.kl_weight = tuple(kinds), first_weight, kl_weight
 
     def forward(  # type: ignore[override]
         self,
@@ -77,7 +77,8 @@ class Recall(AnswersOnly):
         row, column = (targets >= 0).nonzero(as_tuple=True)
         logits = self.model.lm_head(hidden[row, column]).float()
         wanted, asked = targets[row, column], kinds[row]
-        share = answer_shares(row, self.first_share) / len(targets)
+        share = answer_weights(row, self.first_weight)
+        share = share / share.sum()
         loss = loss + (share * F.cross_entropy(logits, wanted, reduction="none")).sum()
         is_right = (logits.argmax(-1) == wanted).float()
         found |= {"length": torch.tensor(float(length)), "correct": (share * is_right).sum()}
