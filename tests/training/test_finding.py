@@ -229,8 +229,9 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             if right or is_text:
                 (plain_text if is_text else mixed).append(-(1 if is_text else weight) * log_mixed)
             if 0 <= point < keys.shape[1]:
-                meeting = meeting - weight * products.mean(0).mul(sharpness).log_softmax(0)[point]
-                met += weight
+                share_of_answer = weight / (1.5 + len(places))
+                meeting = meeting - share_of_answer * products.mean(0).mul(sharpness).log_softmax(0)[point]
+                met += share_of_answer
         if pointed:
             finding.append((torch.stack(pointed).sum(), found))
         if mixed:

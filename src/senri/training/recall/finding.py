@@ -29,7 +29,7 @@ from senri.training.objective import Objective
 from senri.training.recall.config import FindingConfig
 from senri.training.recall.pointing import NOWHERE, Pointer, clearness, interference
 from senri.training.recall.values import check_branch
-from senri.training.recall.weighing import answer_weights, begins_answer
+from senri.training.recall.weighing import answer_shares, answer_weights, begins_answer
 
 
 class Finding(Objective):
@@ -99,12 +99,13 @@ class Finding(Objective):
         """
         row, column = (targets >= 0).nonzero(as_tuple=True)
         is_text = kinds[row] < 0
-        weight = answer_weights(row, self.first_weight) * ~is_text
+        weight = answer_weights(row, self.first_weight)
+        share, weight = answer_shares(row, weight) * ~is_text, weight * ~is_text
         tokens, past = self._inputs(states, ids)
         seen = self._seen(asking, asking_ids)
         queries = self._queries(seen, past)
         likeness = self._likeness(queries[row, :, column], self._written(tokens.k))
-        meeting, met = self._meeting(likeness.mean(1), points[row, column], weight)
+        meeting, met = self._meeting(likeness.mean(1), points[row, column], share)
         said = {"length": torch.tensor(float(ids.shape[1])), "met": met}
         if meeting_alone:
             return {"loss": meeting, **said}
@@ -217,20 +218,20 @@ class Finding(Objective):
         features = (apply_feature_map(queries, config), apply_feature_map(keys, config))
         return torch.einsum("thd,hsd->ths", *features).float()
 
-    def _meeting(self, likeness: Tensor, points: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _meeting(self, likeness: Tensor, points: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of queries whose keys stand at `points`, -1 for nowhere, and the share that met.
 
         Args:
             likeness: with all keys, `[tokens, seq]`.
             points: `[tokens]`.
-            weight: how much each counts, `[tokens]`.
+            share: how much each counts, `[tokens]`.
         """
-        weight = weight * ((points >= 0) & (points < likeness.shape[1]))
+        share = share * ((points >= 0) & (points < likeness.shape[1]))
         points = points.clamp(min=0, max=likeness.shape[1] - 1)
         wrong = F.cross_entropy(self.settings.sharpness * likeness, points, reduction="none")
-        total = weight.sum().clamp(min=1e-6)
-        met = (weight * (likeness.argmax(-1) == points)).sum() / total
-        return (weight * wrong).sum() / total, met
+        total = share.sum().clamp(min=1e-6)
+        met = (share * (likeness.argmax(-1) == points)).sum() / total
+        return (share * wrong).sum() / total, met
 
     def _pointer(self, read: Tensor, values: Tensor, ids: Tensor, wanted: Tensor, points: Tensor) -> Pointer:
         """Compare reads `[tokens, heads x value_dim]` with values `[seq, heads x value_dim]` of length one.

@@ -20,3 +20,9 @@ def answer_weights(rows: Tensor, first_weight: float) -> Tensor:
         first_weight: of the first token.
     """
     return torch.where(begins_answer(rows), first_weight, 1.0)
+
+
+def answer_shares(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return the weights of answers' tokens, `[tokens]`, so that every answer has 1 in all, however long it is."""
+    totals = weights.new_zeros(int(rows.max()) + 1 if len(rows) else 0).index_add(0, rows, weights)
+    return weights / totals[rows]
