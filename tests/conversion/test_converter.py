@@ -72,7 +72,9 @@ def test_an_added_branch_starts_as_the_base(bases, tmp_path: Path, kind: str) ->
 def test_a_memory_that_the_head_says_starts_with_whitening_and_codes(bases, tmp_path: Path, sees_tokens: bool) -> None:
     sizes = {"num_heads": 2, "num_key_value_heads": 2, "key_dim": 5, "value_dim": 8}
     kind = {"combine": "copy", "projections": "own", "normaliser": "rmsnorm", "learned_read_strength": True}
-    memory = MemoryConfig(**kind, **sizes, whitened_inputs=True, token_inputs=sees_tokens, copy_sharpness=9.0)
+    memory = MemoryConfig(
+        **kind, **sizes, whitened_inputs=True, token_inputs=sees_tokens, copy_sharpness=9.0, calibration="whiten"
+    )
     preset = Preset(memory_layers=[1], memory=memory)
     result = convert(bases.save("llama", tmp_path / "base"), preset, calibration=settings())
     mixer = result.model.model.layers[1].self_attn
@@ -82,6 +84,7 @@ def test_a_memory_that_the_head_says_starts_with_whitening_and_codes(bases, tmp_
     whitening = mixer.memory.inputs.whitening.weight
     assert whitening.shape == ((64, 64) if sees_tokens else (32, 32))
     assert not torch.equal(whitening[-32:, -32:], torch.eye(32))
+    assert mixer.memory.memory.key_mean.any()  # of keys made as the memory makes them
     if sees_tokens:  # of the embeddings of a text, which hidden states have much in common with
         assert whitening[:32, -32:].abs().max() > 1e-3
     sources = {row.name.split("self_attn.")[1]: row.source for row in result.table.rows if row.action == "created"}

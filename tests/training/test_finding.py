@@ -99,6 +99,11 @@ def test_a_haystack_holds_what_is_asked_for(finding_batches: Any, recall_rows: T
         assert not (batch["points"][~asked] >= 0).any()
         assert batch["states"].shape == (1, len(ids), 32) and int((~asked).sum()) >= 2
         assert int(asked.sum()) <= 5 + 3
+        # What came with a fact is told from the haystack, which is one stretch of the text without it.
+        of_facts = batch["points"][asked & (batch["kinds"] < len(batches.kinds) - 1)]
+        assert batch["hidden"][of_facts[of_facts >= 0]].all()
+        haystack = ids[~batch["hidden"]]
+        assert any(torch.equal(flat[at : at + len(haystack)], haystack) for at in range(len(flat)))
         # Questions give nothing away: what goes in ends before the answer's last token, and nothing is asked before.
         assert (batch["targets"][:, 0] < 0).all()
         kinds |= {batches.kinds[kind] for kind in batch["kinds"][asked].tolist()}

@@ -5,7 +5,7 @@ gradient: the start of a memory's own projections, the mean and whitening of que
 that brings `gate * memory + (1 - gate) * window` nearest to the base's full attention.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from senri.data import TokenStream, chunks, open_document
 from senri.errors import SenriError
 from senri.memory import MemoryBranch, OrthogonalBasisMemory
 from senri.memory.calibration import GateLeastSquares, RunningMoments, whitening_matrix
-from senri.mixers import CopiedMemory, SoftmaxAttention, WindowMemory, memory_inputs
+from senri.mixers import CopiedMemory, SoftmaxAttention, WindowMemory, given_values, seen_by_memory
 from senri.mixers.context import BandedMask, MixerMasks
 from senri.models.configuration_senri import SenriConfig
 from senri.models.modeling_senri import SenriForCausalLM, SenriModel
@@ -73,9 +73,12 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """One piece of text at one layer: the attention's input `[1, seq, hidden]` and the rotary cosines and sines."""
+    """One piece of text at one layer: the attention's input and the tokens' embeddings, `[1, seq, hidden]` both, and
+    the rotary cosines and sines.
+    """
 
     hidden_states: Tensor
+    embeddings: Tensor
     positions: Positions
 
 
@@ -137,9 +140,7 @@ def calibrate(
             # its queries begin as the writing layer's keys do, with the same random maps
             generator.set_state(shared_start)
         if memory.projections == "own" and not fits_base(config):
-            embeddings = (model.model.embed_tokens(piece) for piece in pieces)
-            inputs_of = (memory_inputs(mixer, one.hidden_states, e)[0] for one, e in zip(seen, embeddings, strict=True))
-            _start_own_projections(mixer, inputs_of, generator)
+            _start_own_projections(mixer, seen, generator)
         if isinstance(mixer, CopiedMemory):
             mixer.memory_codes.initialise(model.model.embed_tokens.weight)
         if isinstance(mixer.memory, MemoryBranch):
@@ -203,7 +204,7 @@ def _layer_inputs(base: SenriModel, pieces: list[Tensor], layers: list[int]) -> 
     def keep(layer: int) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden_states = args[0] if args else kwargs["hidden_states"]
-            kept[layer].append(LayerInputs(hidden_states, kwargs["position_embeddings"]))
+            kept[layer].append(LayerInputs(hidden_states, embeddings, kwargs["position_embeddings"]))
 
         return hook
 
@@ -213,7 +214,8 @@ def _layer_inputs(base: SenriModel, pieces: list[Tensor], layers: list[int]) -> 
         with _progress() as progress:
             task = progress.add_task("calibration: tokens", total=sum(piece.shape[1] for piece in pieces))
             for piece in pieces:
-                base(input_ids=piece, use_cache=False)
+                embeddings = base.embed_tokens(piece)
+                base(inputs_embeds=embeddings, use_cache=False)
                 progress.advance(task, piece.shape[1])
     finally:
         for hook in hooks:
@@ -228,10 +230,10 @@ def _progress() -> Progress:
 
 
 @torch.no_grad()
-def _start_own_projections(mixer: Any, seen: Iterable[Tensor], generator: torch.Generator) -> None:
+def _start_own_projections(mixer: Any, seen: list[LayerInputs], generator: torch.Generator) -> None:
     moments = RunningMoments()
-    for states in seen:
-        moments.update(states.flatten(0, 1))
+    for piece in seen:
+        moments.update(seen_by_memory(mixer, piece.hidden_states, piece.embeddings).flatten(0, 1))
     mixer.memory.inputs.initialise_from_whitening(moments.mean, moments.covariance, generator)
 
 
@@ -247,8 +249,11 @@ def _measure_keys(mixer: Any, seen: list[LayerInputs], relative_floor: float) ->
     queries, keys = RunningMoments(), RunningMoments()
     for piece in seen:
         inputs = mixer.memory.inputs
-        shared = mixer.project(piece.hidden_states) if inputs.config.projections == "shared" else None
-        tokens, _ = inputs(piece.hidden_states, inputs.init_state(1), shared=shared)
+        shared = given_values(mixer, piece.embeddings)
+        if inputs.config.projections == "shared":
+            shared = mixer.project(piece.hidden_states)
+        hidden_states = seen_by_memory(mixer, piece.hidden_states, piece.embeddings)
+        tokens, _ = inputs(hidden_states, inputs.init_state(1), shared=shared)
         queries.update(tokens.q.squeeze(0))
         keys.update(tokens.k.squeeze(0))
     if memory.config.calibration == "whiten":

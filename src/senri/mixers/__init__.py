@@ -3,7 +3,7 @@
 from typing import Any
 
 from senri.mixers.added_memory import AddedMemory, ReadStrength
-from senri.mixers.copied_memory import CopiedMemory, memory_inputs
+from senri.mixers.copied_memory import CopiedMemory, given_values, seen_by_memory
 from senri.mixers.memory_alone import MemoryAlone
 from senri.mixers.saying import Saying, mixture
 from senri.mixers.sink import AttentionSink
@@ -22,8 +22,9 @@ __all__ = [
     "SoftmaxAttention",
     "WindowMemory",
     "build_mixer",
-    "memory_inputs",
+    "given_values",
     "mixture",
+    "seen_by_memory",
 ]
 
 

@@ -24,20 +24,25 @@ from senri.mixers.saying import Saying, mixture
 from senri.mixers.softmax import SoftmaxAttention
 
 
-def memory_inputs(
-    mixer: nn.Module, hidden_states: Tensor, embeddings: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """Return what a layer's memory sees, `[batch, seq, width]`, and what it is given beside: (v,) where it copies, None
-    where it makes its own.
+def seen_by_memory(mixer: nn.Module, hidden_states: Tensor, embeddings: Tensor) -> Tensor:
+    """Return what a layer's memory sees of tokens, `[batch, seq, width]`.
 
     Args:
         mixer: of the layer.
         hidden_states: the mixer's input, `[batch, seq, hidden]`.
         embeddings: of the tokens, likewise.
     """
-    if not isinstance(mixer, CopiedMemory):
-        return hidden_states, None
-    return mixer.seen(hidden_states, embeddings), (mixer.values(embeddings),)
+    return mixer.seen(hidden_states, embeddings) if isinstance(mixer, CopiedMemory) else hidden_states
+
+
+def given_values(mixer: nn.Module, embeddings: Tensor) -> tuple[Tensor, ...] | None:
+    """Return what a layer's memory is given beside that: (v,) where it copies, None where it makes its own.
+
+    Args:
+        mixer: of the layer.
+        embeddings: of the tokens, `[batch, seq, hidden]`.
+    """
+    return (mixer.values(embeddings),) if isinstance(mixer, CopiedMemory) else None
 
 
 class CopiedMemory(SoftmaxAttention):

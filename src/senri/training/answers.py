@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
-from senri.mixers import memory_inputs
+from senri.mixers import given_values, seen_by_memory
 from senri.mixers.cache_senri import SenriMemoryLayer, peek_cache
 from senri.training.language_modelling import detach
 from senri.training.objective import SegmentedObjective
@@ -114,7 +114,8 @@ class AnswersOnly(SegmentedObjective):
         layer: Any = self.model.model.layers[self.last_write]
         mixer, held = layer.self_attn, cache.layers[self.last_write]
         hidden_states = layer.input_layernorm(hidden_states)
-        hidden_states, shared = memory_inputs(mixer, hidden_states, self.model.model.embed_tokens(ids))
+        embeddings = self.model.model.embed_tokens(ids)
+        hidden_states, shared = seen_by_memory(mixer, hidden_states, embeddings), given_values(mixer, embeddings)
         if mixer.memory.config.projections == "shared":
             shared = mixer.project(hidden_states)[0 if mixer.memory.config.short_convolution else 1 :]
         before = held.memory_before(hidden_states.shape[0], hidden_states.device)

@@ -18,7 +18,7 @@ from senri.data import chunks
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
-from senri.mixers import memory_inputs
+from senri.mixers import given_values, seen_by_memory
 from senri.mixers.cache_senri import fork_cache
 from senri.models import SenriForCausalLM
 
@@ -165,7 +165,8 @@ class SharedReading:
             chunk = chunk.to(self._model.device)
             out = self._model.model(chunk, past_key_values=cache, use_cache=True, stop_layer=self.layer)
             states = layer.input_layernorm(out.last_hidden_state)
-            yield memory_inputs(layer.self_attn, states, self._model.model.embed_tokens(chunk))
+            embeddings = self._model.model.embed_tokens(chunk)
+            yield seen_by_memory(layer.self_attn, states, embeddings), given_values(layer.self_attn, embeddings)
 
 
 def _apply(change: _Map, matrix: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.features import apply_feature_map
-from senri.mixers import AddedMemory, CopiedMemory, memory_inputs, mixture
+from senri.mixers import AddedMemory, CopiedMemory, given_values, mixture, seen_by_memory
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
 from senri.training.recall.config import FindingConfig
@@ -111,8 +111,7 @@ class Finding(Objective):
             return {"loss": meeting, **said}
         read, strengths = self.read(queries, seen, self._state(tokens, past))
         read, strengths, wanted = read[row, column].float(), strengths[row, column].float(), targets[row, column]
-        values = F.normalize(self.values(states, ids), dim=-1)
-        pointer = self._pointer(read, values, ids[0], wanted, points[row, column])
+        pointer = self._pointer(read, states[0], ids[0], wanted, points[row, column])
         written = self._strengths(tokens)
         passing = ~hidden[: written.shape[-1]]
         noise = (times_longer - 1) * interference(likeness, written.repeat_interleave(self._group, 0), passing)
@@ -122,33 +121,19 @@ class Finding(Objective):
         of_asked = weight * is_asked / (weight * is_asked).sum().clamp(min=1e-6)
         of_text = is_text / is_text.sum().clamp(min=1)
         loss = self.settings.meeting * meeting - (of_asked * pointed).sum() - ((of_asked + of_text) * mixed).sum()
+        correct, strengths, there = pointer.is_correct.float(), strengths.sigmoid(), points[row, column][is_asked]
+        figures = {
+            "first": correct[is_asked & begins_answer(row)],
+            "asked": strengths[is_asked],
+            "text": strengths[is_text],
+            "kept": written[:, there[(there >= 0) & (there < len(passing))]],
+            "passed": written[:, passing],
+            **{f"correct_{name}": correct[is_asked & (kinds[row] == kind)] for kind, name in enumerate(self.kinds)},
+        }
         if bool(is_asked.any()):
-            correct, kind_of = pointer.is_correct.float(), kinds[row]
             said |= {"correct": (of_asked * correct).sum(), "cosine": (of_asked * pointer.right_cosine).sum()}
-            said |= {
-                f"correct_{self.kinds[k]}": correct[is_asked & (kind_of == k)].mean()
-                for k in kind_of[is_asked].unique().tolist()
-            }
-            if bool((begins := is_asked & begins_answer(row)).any()):
-                said["first"] = correct[begins].mean()
-            said["asked"] = strengths.detach().sigmoid()[is_asked].mean()
-            there = points[row, column][is_asked]
-            said["kept"] = written[:, there[(there >= 0) & (there < len(passing))]].mean().detach()
-        said["passed"] = written[:, passing].mean().detach()
-        if bool(is_text.any()):
-            said["text"] = strengths.detach().sigmoid()[is_text].mean()
+        said |= {name: some.mean() for name, some in figures.items() if some.numel()}
         return {"loss": loss, **{name: figure.detach() for name, figure in said.items()}}
-
-    def write(self, states: Tensor, ids: Tensor) -> LayerState:
-        """Write a text, `[1, seq, hidden]` and `[1, seq]` as in `forward`, into an empty memory."""
-        return self._state(*self._inputs(states, ids))
-
-    def ask(self, asking: Tensor, ids: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
-        """Read at every token of questions, `[questions, tail, hidden]` and their `ids` as in `forward`, which are not
-        written. Returns what `read` does.
-        """
-        seen = self._seen(asking, ids)
-        return self.read(self._queries(seen, state), seen, state)
 
     def read(self, queries: Tensor, seen: Tensor, state: LayerState) -> tuple[Tensor, Tensor]:
         """Read.
@@ -169,11 +154,9 @@ class Finding(Objective):
     def _inputs(self, states: Tensor, ids: Tensor) -> tuple[Any, LayerState]:
         """Return what a memory writes of a text, and the state of what makes it."""
         branch: Any = self._mixer.memory
-        states = self._layer.input_layernorm(states)
-        text, given = memory_inputs(self._mixer, states, self.model.model.embed_tokens(ids))
-        made: tuple[Any, LayerState] = branch.inputs(
-            text, branch.inputs.init_state(1, text.device), given, write_only=True
-        )
+        given = given_values(self._mixer, self.model.model.embed_tokens(ids))
+        start = branch.inputs.init_state(1, states.device)
+        made: tuple[Any, LayerState] = branch.inputs(self._seen(states, ids), start, given, write_only=True)
         return made
 
     def _state(self, tokens: Any, past: LayerState) -> LayerState:
@@ -186,7 +169,7 @@ class Finding(Objective):
     def _seen(self, states: Tensor, ids: Tensor) -> Tensor:
         """Return what the memory sees of tokens whose states enter the layer."""
         states = self._layer.input_layernorm(states)
-        return memory_inputs(self._mixer, states, self.model.model.embed_tokens(ids))[0]
+        return seen_by_memory(self._mixer, states, self.model.model.embed_tokens(ids))
 
     def _queries(self, seen: Tensor, past: LayerState) -> Tensor:
         branch: Any = self._mixer.memory
@@ -233,17 +216,16 @@ class Finding(Objective):
         met = (share * (likeness.argmax(-1) == points)).sum() / total
         return (share * wrong).sum() / total, met
 
-    def _pointer(self, read: Tensor, values: Tensor, ids: Tensor, wanted: Tensor, points: Tensor) -> Pointer:
-        """Compare reads `[tokens, heads x value_dim]` with values `[seq, heads x value_dim]` of length one.
+    def _pointer(self, read: Tensor, states: Tensor, ids: Tensor, wanted: Tensor, points: Tensor) -> Pointer:
+        """Compare reads `[tokens, heads x value_dim]` with what the tokens of the text have written.
 
         Where equal tokens have equal values, as where a memory copies, one stands for all.
         """
         read, places = F.normalize(read, dim=-1), torch.arange(len(ids), device=ids.device)
         if isinstance(self._mixer, CopiedMemory):
-            held, which = ids.unique(return_inverse=True)
-            places = torch.empty_like(held).scatter_(0, which, places)  # one of each
-            return Pointer(read @ values[places].T, held == wanted[:, None])
-        return Pointer(read @ values.T, (ids == wanted[:, None]) | (places == points[:, None]))
+            held = ids.unique()
+            return Pointer(read @ self._values(held, states).T, held == wanted[:, None])
+        return Pointer(read @ self._values(ids, states).T, (ids == wanted[:, None]) | (places == points[:, None]))
 
     def _size(self, read: Tensor) -> Tensor:
         """Return mean squares of reads `[tokens, heads x value_dim]` before they were normalised, `[tokens]`, for
@@ -274,22 +256,21 @@ class Finding(Objective):
         return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
 
     @torch.no_grad()
-    def values(self, states: Tensor, ids: Tensor) -> Tensor:
-        """Return the values of tokens as a read gives them, less their mean: `[seq, heads x value_dim]`.
+    def _values(self, ids: Tensor, states: Tensor) -> Tensor:
+        """Return what tokens have written as a read gives it, with a length of 1: `[tokens, heads x value_dim]`.
 
         Args:
-            states: what enters `start_layer`, `[1, seq, hidden]`.
-            ids: `[1, seq]`.
+            ids: `[tokens]`, where the memory copies them.
+            states: `[tokens, hidden]`, what enters `start_layer`, where it makes values of these; less their mean.
         """
         branch: Any = self._mixer.memory
-        values: Tensor
         if isinstance(self._mixer, CopiedMemory):
-            values = self._mixer.values(self.model.model.embed_tokens(ids))[0].transpose(0, 1)
-            return cast(Tensor, (values * branch.memory.norm_weight.float()).flatten(1))
-        values = branch.inputs.v_proj(branch.inputs.seen(self._layer.input_layernorm(states[0]))).float()
-        values = values.unflatten(-1, (branch.num_key_value_heads, -1)).repeat_interleave(self._group, dim=1)
-        values = (values * branch.memory.norm_weight.float()).flatten(1)
-        return values - values.mean(0)
+            values = self._mixer.values(self.model.model.embed_tokens(ids[None]))[0].transpose(0, 1)
+        else:
+            values = branch.inputs.v_proj(branch.inputs.seen(self._layer.input_layernorm(states))).float()
+            values = values.unflatten(-1, (branch.num_key_value_heads, -1)).repeat_interleave(self._group, dim=1)
+            values = values - values.mean(0)
+        return F.normalize((values * branch.memory.norm_weight.float()).flatten(1), dim=-1)
 
     @property
     def _layer(self) -> Any:

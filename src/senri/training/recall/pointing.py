@@ -45,9 +45,9 @@ class Pointer:
 def interference(cosines: Tensor, strengths: Tensor, passing: Tensor) -> Tensor:
     """Return the power that what is only passed by adds to reads, `[tokens]`, for values with a mean square of 1.
 
-    A key that is like the query by c and was written by b brings its value into the read by about b c; values of many
-    tokens have nothing to do with each other, so that their powers add up (signal and noise of a matrix memory:
-    Plate 1995, "Holographic reduced representations", appendix A).
+    A key that is like the query by c and was written by b brings its value into the read by about b c (what later
+    writes erase of it again is of second order); values of many tokens have nothing to do with each other, so that
+    their powers add up.
 
     Args:
         cosines: of queries with all keys of the text, `[tokens, heads, seq]`.
