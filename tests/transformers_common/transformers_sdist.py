@@ -89,5 +89,6 @@ def _unpack(archive: Path, folder: Path) -> Path:
     with tarfile.open(archive) as tar:
         top = tar.getnames()[0].split("/")[0]
         members = [member for member in tar.getmembers() if member.name.startswith(f"{top}/tests/")]
-        tar.extractall(folder, members=members, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Debian 12's Python 3.11.2 has none (PEP 706)
+        tar.extractall(folder, members=members)
     return folder / top
