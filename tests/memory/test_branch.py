@@ -270,6 +270,24 @@ def test_a_write_strength_is_a_sum_over_the_tokens_around():
         torch.testing.assert_close(found.beta[:, :, step], beta)
 
 
+@pytest.mark.parametrize("around", [1, 2])
+def test_a_write_strength_starts_as_the_mean_of_the_tokens_around(around):
+    sizes = KINDS["recall"] | {"look_ahead": 2, "convolved_write_strength": True}
+    alone, branch = (
+        MemoryBranch(MemoryConfig(**sizes, write_strength_around=reach), HIDDEN, 4, 2, 4, 4).double()
+        for reach in (0, around)
+    )
+    branch.load_state_dict({**alone.state_dict(), "inputs.conv_beta.weight": branch.inputs.conv_beta.weight})
+    torch.nn.init.normal_(branch.inputs.beta_proj.weight)
+    hidden, _ = tokens(branch, 2, 12)
+    with torch.no_grad():
+        found, _ = branch.inputs(hidden, double(branch.init_state(2)))
+        logits = branch.inputs.beta_proj(hidden)
+    for step in range(5, 12):  # of the token two before it
+        beta = logits[:, step - 2 - around : step - 1 + around].mean(1).sigmoid()
+        torch.testing.assert_close(found.beta[:, :, step], beta)
+
+
 def test_a_mean_that_looks_ahead_starts_with_all_its_taps():
     config = MemoryConfig(**KINDS["ahead"] | {"convolution_mean_decay": 0.5})
     branch = MemoryBranch(config, HIDDEN, 4, 2, 4, 4)

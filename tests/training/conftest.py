@@ -179,7 +179,7 @@ def recall_values(**changes: Any) -> dict[str, Any]:
     """Return the recipe's settings for small texts."""
     values: dict[str, Any] = load_yaml(config_dir() / "recipes" / "smollm2_recall.yaml")["training"]["recall"]
     values["haystacks"] |= SMALL | changes
-    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0, "times_longer": 9, "meeting_first": 2}
+    values["finding"] |= {"lengths": LENGTHS, "sharpness": 8.0, "prior": 0.3, "times_longer": 9, "meeting_first": 2}
     values["answering"] |= {"lengths": LENGTHS, "text_tokens": 12}
     values["window"] = {"shortest": 2, "longest": 7}  # of the 8 that the small models have
     return values

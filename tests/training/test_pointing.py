@@ -48,9 +48,11 @@ def test_only_what_is_passed_by_is_in_the_way() -> None:
 def test_a_pointer_gives_right_candidates_their_shares_together() -> None:
     cosines = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.5, 0.1]])
     is_right = torch.tensor([[True, False, True], [False, False, False]])
-    pointer = Pointer(cosines, is_right)
-    shares = (4.0 * 0.5 * cosines[0]).softmax(0)
+    likely = torch.tensor([[-3.0, 0.0, -0.5], [0.0, 0.0, 0.0]])
+    pointer = Pointer(cosines, is_right, likely)
+    shares = (4.0 * 0.5 * cosines[0] + likely[0]).softmax(0)
     said = pointer.log_probabilities(4.0, torch.tensor([0.5, 1.0]))
     torch.testing.assert_close(said[0].exp(), shares[0] + shares[2])
     assert said[1] == NOWHERE
-    assert pointer.is_correct.tolist() == [True, False] and pointer.right_cosine.tolist() == pytest.approx([0.9, -1.0])
+    assert pointer.is_correct(4.0).tolist() == [False, False] and pointer.is_correct(400.0).tolist() == [True, False]
+    assert pointer.right_cosine.tolist() == pytest.approx([0.9, -1.0])

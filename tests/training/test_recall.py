@@ -183,6 +183,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ("training.recall.finding.lengths.first=0", "first is 0"),
         ("training.recall.finding.lengths.shortest_share=0", "shortest_share is 0"),
         ("training.recall.finding.sharpness=0", "sharpness is 0"),
+        ("training.recall.finding.prior=-1", "prior is -1"),
         ("training.recall.finding.meeting=-1", "meeting is -1"),
         ("training.recall.answering.kl_weight=-1", "kl_weight is -1"),
         ("training.recall.answering.text_tokens=0", "text_tokens is 0"),

@@ -68,7 +68,9 @@ class MemoryConfig:
             not find itself. Both of these need `own` projections, and a state with room for so many tokens.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
         convolved_write_strength: the logit of the learned beta is a weighted sum of those of the tokens around, over
-            the taps of the keys' convolution: a sentence is worth keeping as a whole. Starts as each token's own.
+            the taps of the keys' convolution: a sentence is worth keeping as a whole.
+        write_strength_around: that sum starts as the mean over so many tokens on either side; 0: as each token's own.
+            At most `look_ahead`, and fewer than `short_convolution`.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
             all of it is. Only with `combine: add` and `copy`, which needs it.
@@ -115,6 +117,7 @@ class MemoryConfig:
     write_delay: int = 0
     learned_write_strength: bool = False
     convolved_write_strength: bool = False
+    write_strength_around: int = 0
     write_strength: float = 1.0
     learned_read_strength: bool = False
     read_strength: float = 0.9
@@ -173,6 +176,12 @@ class MemoryConfig:
             raise SenriError(
                 "memory.convolved_write_strength needs a learned strength and a convolution's taps: set "
                 "memory.learned_write_strength and memory.short_convolution."
+            )
+        around, most = self.write_strength_around, min(self.look_ahead, max(self.short_convolution - 1, 0))
+        if not 0 <= around <= most or (around and not self.convolved_write_strength):
+            raise SenriError(
+                f"memory.write_strength_around is {around}, but it must be 0, or with memory.convolved_write_strength "
+                f"up to {most} (memory.look_ahead, and below memory.short_convolution)."
             )
         if self.rule == "gated_delta" and self.decay == 1.0:
             raise SenriError("memory.decay is 1.0, where a learned decay cannot start: take a value below 1.")

@@ -265,6 +265,7 @@ class FindingConfig:
     Args:
         lengths: of its texts.
         sharpness: factor of cosines of queries with keys, and of reads with values, in the softmax.
+        prior: power of what the model alone says that both are weighed by.
         times_longer: the haystack counts as up to so many times as long as it is, from 1 on, evenly by its logarithm.
         meeting: weight of the loss that queries should be most like their own keys, beside what is read.
         meeting_first: so many steps at first learn this alone, without a memory, from texts with the most facts.
@@ -272,6 +273,7 @@ class FindingConfig:
 
     lengths: LengthsConfig
     sharpness: float
+    prior: float
     times_longer: float
     meeting: float
     meeting_first: int
@@ -279,6 +281,8 @@ class FindingConfig:
     def __post_init__(self) -> None:
         if self.sharpness <= 0:
             raise SenriError(f"training.recall.finding.sharpness is {self.sharpness}, but it must be above 0.")
+        if self.prior < 0:
+            raise SenriError(f"training.recall.finding.prior is {self.prior}, but it must be 0 or above.")
         if self.times_longer < 1:
             raise SenriError(f"training.recall.finding.times_longer is {self.times_longer}, but it must be 1 or above.")
         if self.meeting < 0:

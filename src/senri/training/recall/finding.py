@@ -3,7 +3,8 @@
 What a read found is known without asking the model: the read is compared with the values of all tokens of the text.
 The shares of a softmax over these likenesses are a pointer to the text (Vinyals et al. 2015, arXiv 1506.03134). It must
 be right, and it must be so by a margin: in a text many times as long many times as much is in the way, and how much
-that is can be told from this text. That is what teaches a memory what not to write.
+that is can be told from this text. That is what teaches a memory what not to write. Where the model alone finds a token
+impossible, the memory need not tell it from the right one: both are weighed by what the model says, as in use.
 
 What was found is mixed with what the model says without a memory by the read strength (pointer sentinel mixture, Merity
 et al. 2016, arXiv 1609.07843, equation 5), so that the strength learns to be what it is for: how far the memory knows
@@ -78,11 +79,11 @@ class Finding(Objective):
         """Return `loss`, a scalar, and what else is worth knowing.
 
         `met` is the share of answer tokens whose query is most like their own key, `correct` of those at whose token
-        the pointer points most, both weighted as in the loss; `first` is that of first tokens alone, `correct_<kind>`
-        that of one kind, over tokens; `cosine` is how much like their token's value reads are; `asked` and `text` are
-        mean read strengths before answers and in plain text, `kept` and `passed` mean write strengths of answers and of
-        the haystack; `length` is that of the text. A token that the text does not hold counts nowhere but in plain
-        text.
+        the pointer points most, both weighed by what the model says and weighted as in the loss; `first` is that of
+        first tokens alone, `correct_<kind>` that of one kind, over tokens; `cosine` is how much like their token's
+        value reads are; `asked` and `text` are mean read strengths before answers and in plain text, `kept` and
+        `passed` mean write strengths of answers and of the haystack; `length` is that of the text. A token that the
+        text does not hold counts nowhere but in plain text.
 
         Args:
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
@@ -105,23 +106,28 @@ class Finding(Objective):
         seen = self._seen(asking, asking_ids)
         queries = self._queries(seen, past)
         likeness = self._likeness(queries[row, :, column], self._written(tokens.k))
-        meeting, met = self._meeting(likeness.mean(1), points[row, column], share)
+        alone = self._alone(outputs[row, column])
+        meeting, met = self._meeting(likeness.mean(1), points[row, column], share, self._likely(alone, ids[0]))
         said = {"length": torch.tensor(float(ids.shape[1])), "met": met}
         if meeting_alone:
             return {"loss": meeting, **said}
         read, strengths = self.read(queries, seen, self._state(tokens, past))
         read, strengths, wanted = read[row, column].float(), strengths[row, column].float(), targets[row, column]
-        pointer = self._pointer(read, states[0], ids[0], wanted, points[row, column])
+        pointer = self._pointer(read, states[0], ids[0], wanted, points[row, column], alone)
         written = self._strengths(tokens)
         passing = ~hidden[: written.shape[-1]]
         noise = (times_longer - 1) * interference(likeness, written.repeat_interleave(self._group, 0), passing)
         pointed = pointer.log_probabilities(self.settings.sharpness, clearness(self._size(read), noise))
-        mixed = self._mixed(read.detach(), pointed.detach(), wanted, outputs[row, column], strengths)
+        mixed = self._mixed(read.detach(), pointed.detach(), wanted, alone, strengths)
         is_asked = ~is_text & pointer.is_right.any(-1)
         of_asked = weight * is_asked / (weight * is_asked).sum().clamp(min=1e-6)
         of_text = is_text / is_text.sum().clamp(min=1)
         loss = self.settings.meeting * meeting - (of_asked * pointed).sum() - ((of_asked + of_text) * mixed).sum()
-        correct, strengths, there = pointer.is_correct.float(), strengths.sigmoid(), points[row, column][is_asked]
+        correct, strengths, there = (
+            pointer.is_correct(self.settings.sharpness).float(),
+            strengths.sigmoid(),
+            points[row, column][is_asked],
+        )
         figures = {
             "first": correct[is_asked & begins_answer(row)],
             "asked": strengths[is_asked],
@@ -201,22 +207,40 @@ class Finding(Objective):
         features = (apply_feature_map(queries, config), apply_feature_map(keys, config))
         return torch.einsum("thd,hsd->ths", *features).float()
 
-    def _meeting(self, likeness: Tensor, points: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _alone(self, outputs: Tensor) -> Tensor:
+        """Return log-probabilities of what the model without memory says, `[tokens, vocabulary]`.
+
+        Args:
+            outputs: what it has for the head, `[tokens, hidden]`.
+        """
+        alone: Tensor = self.model.lm_head(outputs).float().log_softmax(-1)
+        return alone
+
+    def _likely(self, alone: Tensor, candidates: Tensor) -> Tensor:
+        """Return what a pointer adds to the logits of candidates, by their token: `[tokens, candidates]`."""
+        return self.settings.prior * alone[:, candidates]
+
+    def _meeting(self, likeness: Tensor, points: Tensor, share: Tensor, likely: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of queries whose keys stand at `points`, -1 for nowhere, and the share that met.
 
         Args:
             likeness: with all keys, `[tokens, seq]`.
             points: `[tokens]`.
             share: how much each counts, `[tokens]`.
+            likely: what is added to the logits of all tokens of the text, `[tokens, text]`, of which keys may be fewer.
         """
         share = share * ((points >= 0) & (points < likeness.shape[1]))
         points = points.clamp(min=0, max=likeness.shape[1] - 1)
-        wrong = F.cross_entropy(self.settings.sharpness * likeness, points, reduction="none")
+        logits = self.settings.sharpness * likeness + likely[:, : likeness.shape[1]]
+        wrong = F.cross_entropy(logits, points, reduction="none")
         total = share.sum().clamp(min=1e-6)
-        met = (share * (likeness.argmax(-1) == points)).sum() / total
+        met = (share * (logits.argmax(-1) == points)).sum() / total
         return (share * wrong).sum() / total, met
 
-    def _pointer(self, read: Tensor, states: Tensor, ids: Tensor, wanted: Tensor, points: Tensor) -> Pointer:
+    def _pointer(
+        self, read: Tensor, states: Tensor, ids: Tensor, wanted: Tensor, points: Tensor, alone: Tensor
+    ) -> Pointer:
         """Compare reads `[tokens, heads x value_dim]` with what the tokens of the text have written.
 
         Where equal tokens have equal values, as where a memory copies, one stands for all.
@@ -224,8 +248,9 @@ class Finding(Objective):
         read, places = F.normalize(read, dim=-1), torch.arange(len(ids), device=ids.device)
         if isinstance(self._mixer, CopiedMemory):
             held = ids.unique()
-            return Pointer(read @ self._values(held, states).T, held == wanted[:, None])
-        return Pointer(read @ self._values(ids, states).T, (ids == wanted[:, None]) | (places == points[:, None]))
+            return Pointer(read @ self._values(held, states).T, held == wanted[:, None], self._likely(alone, held))
+        is_right = (ids == wanted[:, None]) | (places == points[:, None])
+        return Pointer(read @ self._values(ids, states).T, is_right, self._likely(alone, ids))
 
     def _size(self, read: Tensor) -> Tensor:
         """Return mean squares of reads `[tokens, heads x value_dim]` before they were normalised, `[tokens]`, for
@@ -236,7 +261,7 @@ class Finding(Objective):
         size = (read.unflatten(-1, weight.shape) / weight).square().mean(-1)  # of each head
         return cast(Tensor, (branch.config.eps * size / (1 - size).clamp(min=torch.finfo(size.dtype).eps)).mean(-1))
 
-    def _mixed(self, read: Tensor, pointed: Tensor, wanted: Tensor, outputs: Tensor, strengths: Tensor) -> Tensor:
+    def _mixed(self, read: Tensor, pointed: Tensor, wanted: Tensor, alone: Tensor, strengths: Tensor) -> Tensor:
         """Return log-probabilities of the right tokens, `[tokens]`, where what was found is mixed with what the model
         says.
 
@@ -244,11 +269,9 @@ class Finding(Objective):
             read: as in `_pointer`.
             pointed: log-probabilities of the right tokens by the pointer, `[tokens]`.
             wanted: the right tokens.
-            outputs: what the model without memory has for the head, `[tokens, hidden]`.
+            alone: log-probabilities of what the model without memory says, `[tokens, vocabulary]`.
             strengths: logits of the read strength, `[tokens]`.
         """
-        with torch.no_grad():
-            alone = self.model.lm_head(outputs).float().log_softmax(-1)
         if isinstance(self._mixer, CopiedMemory):
             copied = self._mixer.memory_codes(read, self.model.model.embed_tokens.weight)
             copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None])

@@ -16,10 +16,12 @@ class Pointer:
     Attributes:
         cosines: of each read with what each candidate has written, `[tokens, candidates]`.
         is_right: which candidates say the token that is asked for, likewise; none where the text does not hold it.
+        likely: what is added to their logits, as far as the model alone knows which of them can come; likewise.
     """
 
     cosines: Tensor
     is_right: Tensor
+    likely: Tensor
 
     def log_probabilities(self, sharpness: float, clearness: Tensor) -> Tensor:
         """Return those of the right candidates together, `[tokens]`.
@@ -28,13 +30,13 @@ class Pointer:
             sharpness: factor of cosines in the softmax.
             clearness: of each read, `[tokens]`, in (0, 1]: its cosines are so much smaller.
         """
-        shares = (sharpness * clearness.unsqueeze(-1) * self.cosines).log_softmax(-1)
+        shares = (sharpness * clearness.unsqueeze(-1) * self.cosines + self.likely).log_softmax(-1)
         return shares.masked_fill(~self.is_right, 2 * NOWHERE).logsumexp(-1).clamp(min=NOWHERE)
 
-    @property
-    def is_correct(self) -> Tensor:
-        """Whether the likeliest candidate is a right one, `[tokens]`."""
-        return self.is_right.gather(1, self.cosines.argmax(-1, keepdim=True))[:, 0]
+    def is_correct(self, sharpness: float) -> Tensor:
+        """Return whether the likeliest candidate is a right one, `[tokens]`."""
+        likeliest = (sharpness * self.cosines + self.likely).argmax(-1, keepdim=True)
+        return self.is_right.gather(1, likeliest)[:, 0]
 
     @property
     def right_cosine(self) -> Tensor:
