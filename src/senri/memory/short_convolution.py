@@ -35,6 +35,7 @@ class ShortConvolution(nn.Module):
         kernel_size: taps.
         delay: of the first channels of every head, in tokens.
         shares: of the channels of every head that are delayed by 0, 1, 2, ... further tokens.
+        own: share of the channels, beside those, that are delayed by one token less, if any.
         heads: how many heads the channels belong to.
         mean: share of the channels, beside those, that start as a mean.
         mean_decay: factor of a token's weight in it from each token to the next, on either side.
@@ -50,6 +51,7 @@ class ShortConvolution(nn.Module):
         delay: int = 0,
         shares: Sequence[float] = (1.0,),
         heads: int = 1,
+        own: float = 0.0,
         mean: float = 0.0,
         mean_decay: float = 1.0,
         gated_by: int | None = None,
@@ -58,11 +60,12 @@ class ShortConvolution(nn.Module):
         around: int = 0,
     ) -> None:
         super().__init__()
-        size, all_shares = channels // heads, [*shares, *([mean] if mean else [])]
+        size, all_shares = channels // heads, [*shares, *(share for share in (own, mean) if share)]
         ends = [round(size * share / sum(all_shares)) for share in accumulate(all_shares)]
         self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
         self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
         self.looks_ahead, self.binds, self.around = looks_ahead, binds, around
+        self.delays = [*range(delay, delay + len(shares)), *([max(delay - 1, 0)] if own else [])]  # of each share
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
         self.gates = None if gated_by is None else nn.Linear(gated_by, heads * self._gates_of_head)
         self.reset_parameters()
@@ -72,9 +75,8 @@ class ShortConvolution(nn.Module):
         """Set the weight to pure delays and the mean, the gates to 1."""
         self.weight.zero_()
         by_share = self.weight.unflatten(0, (self.heads, -1)).split(self.sizes, dim=1)
-        delays = len(self.sizes) - self.has_mean
-        for further, weight in enumerate(by_share[:delays]):
-            last = weight.shape[-1] - self.delay - further + self.around  # behind the last one that counts
+        for delay, weight in zip(self.delays, by_share, strict=False):  # the mean is the last one
+            last = weight.shape[-1] - delay + self.around  # behind the last one that counts
             weight[..., last - 2 * self.around - 1 : last] = 1 / (2 * self.around + 1)
         if self.has_mean:
             age = torch.arange(self.weight.shape[1] - 1, -1, -1, device=self.weight.device) - self.delay
@@ -197,6 +199,7 @@ def _convolution(
         delay,
         config.convolution_delays,
         heads,
+        config.convolution_own,
         config.convolution_mean,
         config.convolution_mean_decay,
         hidden_size if config.convolution_gates else None,

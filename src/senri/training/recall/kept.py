@@ -21,7 +21,7 @@ from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.evaluating import evaluating
 from senri.training.frozen_base import check_finite, lower_fingerprint, lower_states, open_kept
 
-_ROWS = 32
+_ROWS = 8
 """Runs of about the same length that are computed together."""
 
 
