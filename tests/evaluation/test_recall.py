@@ -12,7 +12,7 @@ from senri.evaluation import Subject, default_settings, run_units
 from senri.evaluation.recall import RecallTask, recall_outcome, recall_units
 from senri.evaluation.recall.samples import make_recall_sample
 from senri.evaluation.recall.shared import SharedReading
-from senri.evaluation.recall.units import MEMORY, OTHER_SAMPLE, WINDOW_ONLY
+from senri.evaluation.recall.units import CONDITIONS, IN_WINDOW, MEMORY, OTHER_SAMPLE, WINDOW_ONLY
 from senri.models import SenriConfig, SenriForCausalLM, Session
 
 from .conftest import SIZES
@@ -143,7 +143,7 @@ def test_shared_and_full_reading_give_the_same_answers(small: Any, bytes_tokeniz
         answers = [answer for text in results for answer in text["answers"] if answer["condition"] == condition]
         return {(answer["task"], answer["sample"]): answer["tokens_right"] for answer in answers}
 
-    for condition in (MEMORY, WINDOW_ONLY):
+    for condition in (MEMORY, WINDOW_ONLY, IN_WINDOW):
         assert by_sample(shared, condition) == by_sample(full, condition)
         assert len(by_sample(shared, condition)) == 10
     assert outcome.counts["questions"] == 10
@@ -157,13 +157,13 @@ def test_shared_and_full_reading_give_the_same_answers(small: Any, bytes_tokeniz
 def test_what_the_controls_know_is_warned_of(small: Any, bytes_tokenizer: Any) -> None:
     subject = Subject(model_with(), bytes_tokenizer, "tiny")
     answer = {"task": "single_noise", "sample": 0, "depth": 0.1, "tokens_right": 1.0, "exact": True}
-    answers = [{**answer, "condition": condition} for condition in (MEMORY, WINDOW_ONLY, OTHER_SAMPLE)]
+    answers = [{**answer, "condition": condition} for condition in CONDITIONS]
     answers[2]["exact"] = False
     outcome = recall_outcome(
         subject, dataclasses.replace(small, tasks=["single_noise"]), [{"length": 700, "answers": answers}]
     )
     assert len(outcome.warnings) == 1 and "window only answers 100%" in outcome.warnings[0]
-    assert outcome.results["cells"][0]["exact"] == {MEMORY: 1.0, WINDOW_ONLY: 1.0, OTHER_SAMPLE: 0.0}
+    assert outcome.results["cells"][0]["exact"] == {MEMORY: 1.0, WINDOW_ONLY: 1.0, OTHER_SAMPLE: 0.0, IN_WINDOW: 1.0}
 
 
 @pytest.mark.parametrize(

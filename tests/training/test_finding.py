@@ -181,7 +181,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
     values = (given[0] if copied else tokens.v).repeat_interleave(groups, dim=1)[0]
     values = (values * branch.memory.norm_weight[:, None]).transpose(0, 1).flatten(1).detach()
     values = values if copied else values - values.mean(0)
-    behind = branch(text, branch.init_state(1), given)[1]
+    behind = {**branch(text, branch.init_state(1), given)[1], **faint_memory(branch, tokens, batch)}
     finding, mixtures, plain_text, meeting, met = [], [], [], 0.0, 0.0
     for row, targets in enumerate(batch["targets"]):
         tail = seen(batch["asking"][row : row + 1], batch["asking_ids"][row : row + 1])
@@ -253,6 +253,20 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
     return found + torch.stack(plain_text).mean() + 0.7 * meeting / met
 
 
+def faint_memory(branch: Any, tokens: Any, batch: dict[str, torch.Tensor]) -> Any:
+    """Return the memory behind a text, written step by step, facts with lower strengths."""
+    state = branch.memory.init_state(1)
+    for step in range(tokens.k.shape[2]):
+        token = step - branch.config.tokens_late
+        strength = tokens.beta[:, :, step : step + 1]
+        if token >= 0 and batch["hidden"][token]:
+            strength = (strength.logit() - batch["fainter"]).sigmoid()
+        state = branch.memory.write(
+            tokens.k[:, :, step : step + 1], tokens.v[:, :, step : step + 1], state, strength, None
+        )
+    return state
+
+
 def unit(x: torch.Tensor, eps: float) -> torch.Tensor:
     """Scale to unit length, as the feature map does and then the memory."""
     for _ in range(2):
@@ -295,7 +309,7 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     wanted = slow_loss(double, batch, 8.0)
     assert torch.isclose(found["loss"].double(), wanted.double(), rtol=1e-5), (found["loss"], wanted)
     assert_same(mine, gradients(double, wanted), 1e-4)
-    assert batch["times_longer"] > 1 and 0 < batch["hidden"].float().mean() < 1
+    assert batch["times_longer"] > 1 and batch["fainter"] > 0.1 and 0 < batch["hidden"].float().mean() < 1
     assert (
         0 <= found["correct"] <= 1
         and -1 <= found["cosine"] <= 1

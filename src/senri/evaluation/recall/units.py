@@ -4,6 +4,8 @@ The sentences lie further back than the window, so that only the memory can know
 
 - window only: the memory is switched off.
 - other sample: the memory of a sample whose text is the same but for what it hides.
+- in the window: the memory is switched off, and what the text hides stands right before the question. That is what the
+  model makes of sentences that it has before its eyes, so what a memory that forgets nothing would let it say.
 """
 
 import random
@@ -25,8 +27,8 @@ from senri.evaluation.subject import Subject
 from senri.evaluation.units import Scratch, Unit
 from senri.models import Session
 
-MEMORY, WINDOW_ONLY, OTHER_SAMPLE = "memory", "window only", "other sample"
-CONDITIONS = (MEMORY, WINDOW_ONLY, OTHER_SAMPLE)
+MEMORY, WINDOW_ONLY, OTHER_SAMPLE, IN_WINDOW = "memory", "window only", "other sample", "in the window"
+CONDITIONS = (MEMORY, WINDOW_ONLY, OTHER_SAMPLE, IN_WINDOW)
 
 _WINDOWS_REREAD = 2
 """Windows at the end that all layers read for themselves when reading is shared: what a window holds depends on the
@@ -127,8 +129,7 @@ class _Text:
             for condition, state in ((MEMORY, states[number]), (OTHER_SAMPLE, states[other])):
                 memory.set_memory(state, 1, model.device)
                 answers.append(self._ask(session, sample, condition))
-            with without_memory(model):
-                answers.append(self._ask(alone, sample, WINDOW_ONLY))
+            answers += self._without_memory(alone, sample)
         return {"length": self.length, "reading": "shared", "answers": answers}
 
     def full_runs(self) -> Iterator[tuple[str, Any]]:
@@ -142,8 +143,7 @@ class _Text:
                     session.read(chunk)
                     scratch.advance(chunk.shape[1])
                 answers = [self._ask(session, sample, MEMORY), self._ask(session, other, OTHER_SAMPLE)]
-                with without_memory(self.subject.model):
-                    answers.append(self._ask(session, sample, WINDOW_ONLY))
+                answers += self._without_memory(session, sample)
                 return {"length": self.length, "reading": "full", "answers": answers}
 
             yield f"{self.name}-{sample.task}-{sample.index}", run
@@ -181,10 +181,18 @@ class _Text:
         for chunk in chunks(tokens, self.settings.chunk_size):
             session.read(chunk)
 
+    def _without_memory(self, reader: Reader, sample: RecallSample) -> list[dict[str, Any]]:
+        with without_memory(self.subject.model):
+            return [self._ask(reader, sample, condition) for condition in (WINDOW_ONLY, IN_WINDOW)]
+
     def _ask(self, reader: Reader, sample: RecallSample, condition: str) -> dict[str, Any]:
         """Ask a fork of a reader; the answer is exact if each of its tokens is the likeliest, as in greedy decoding."""
+        reader = reader.fork()
+        if condition == IN_WINDOW:
+            for text, _ in sample.hidden:
+                reader.read(torch.tensor([self.haystack.encode(f" {text}")]))
         prompt, answer = self.haystack.encode(sample.question), self.haystack.encode(sample.answer)
-        logits = reader.fork().logits(torch.tensor([prompt + answer[:-1]]), logits_to_keep=len(answer))[0]
+        logits = reader.logits(torch.tensor([prompt + answer[:-1]]), logits_to_keep=len(answer))[0]
         right = logits.argmax(dim=-1).cpu() == torch.tensor(answer)
         return {
             "condition": condition,

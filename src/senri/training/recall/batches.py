@@ -75,6 +75,7 @@ class FindingBatches:
             "hidden": drawn.hidden,
             "meeting_alone": torch.tensor(meeting_alone),
             "times_longer": torch.tensor(self._finding.times_longer ** drawn.rng.random()),
+            "fainter": torch.tensor(self._finding.fainter * drawn.rng.random()),
         }
 
 

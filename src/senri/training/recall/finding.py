@@ -8,13 +8,15 @@ impossible, the memory need not tell it from the right one: both are weighed by 
 
 What was found is mixed with what the model says without a memory by the read strength (pointer sentinel mixture, Merity
 et al. 2016, arXiv 1609.07843, equation 5), so that the strength learns to be what it is for: how far the memory knows
-better. This teaches the strength and nothing else; the read is taken as it is.
+better. This teaches the strength and nothing else; the read is taken as it is. Sentences worded as none in training are
+written more faintly than those of training; so facts are written more faintly in some texts, and faint reads are heard.
 
 Where the right key is, is known as well: of all keys of the text, that of the token to be said should be the most like
 the query (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748, equation 4). This says of every key that is in the way
 which one it is, however little of it a read shows. Many facts of one kind in one text are what it learns most from.
 """
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -31,7 +33,6 @@ from senri.training.recall.config import FindingConfig
 from senri.training.recall.pointing import NOWHERE, Pointer, clearness, interference
 from senri.training.recall.values import check_branch
 from senri.training.recall.weighing import answer_shares, answer_weights, begins_answer
-
 
 class Finding(Objective):
     """What the trainer runs: haystacks with their questions in, the loss of pointers and of the mixture out.
@@ -75,6 +76,7 @@ class Finding(Objective):
         kinds: Tensor,
         meeting_alone: Tensor,
         times_longer: Tensor,
+        fainter: Tensor,
     ) -> dict[str, Tensor]:
         """Return `loss`, a scalar, and what else is worth knowing.
 
@@ -97,6 +99,7 @@ class Finding(Objective):
             kinds: `[questions]`, what each asks for, as its place in `self.kinds`; -1 for plain text that goes on.
             meeting_alone: whether queries only learn to meet their keys, without a memory: `loss`, `met` and `length`.
             times_longer: so many times as long as it is the haystack counts.
+            fainter: logits of the write strengths of facts are lowered by this much.
         """
         row, column = (targets >= 0).nonzero(as_tuple=True)
         is_text = kinds[row] < 0
@@ -111,7 +114,7 @@ class Finding(Objective):
         said = {"length": torch.tensor(float(ids.shape[1])), "met": met}
         if meeting_alone:
             return {"loss": meeting, **said}
-        read, strengths = self.read(queries, seen, self._state(tokens, past))
+        read, strengths = self.read(queries, seen, self._state(self._faint(tokens, hidden, fainter), past))
         read, strengths, wanted = read[row, column].float(), strengths[row, column].float(), targets[row, column]
         pointer = self._pointer(read, states[0], ids[0], wanted, points[row, column], alone)
         written = self._strengths(tokens)
@@ -164,6 +167,14 @@ class Finding(Objective):
         start = branch.inputs.init_state(1, states.device)
         made: tuple[Any, LayerState] = branch.inputs(self._seen(states, ids), start, given, write_only=True)
         return made
+
+    def _faint(self, tokens: Any, hidden: Tensor, fainter: Tensor) -> Any:
+        """Return what a memory writes, with the logits of write strengths of `hidden` tokens lowered by `fainter`."""
+        if tokens.beta is None:
+            return tokens
+        late = self._mixer.memory.config.tokens_late
+        lowered = F.pad(hidden, (late, 0))[: len(hidden)] * fainter
+        return replace(tokens, beta=tokens.beta / (tokens.beta + (1 - tokens.beta) * lowered.exp()))
 
     def _state(self, tokens: Any, past: LayerState) -> LayerState:
         branch: Any = self._mixer.memory
