@@ -59,14 +59,14 @@ def test_sizes_follow_the_formulas(knobs):
     wanted += 4 * p * query_heads * key_dim if config.short_convolution else 0
     wanted += 4 * (p + config.look_ahead) * h if config.convolved_write_strength else 0
     late = config.look_ahead + config.write_delay
-    wanted += 4 * late * 576 + (4 * late * h * d if config.combine == "copy" else 0)
+    wanted += 4 * late * 576 + (4 * late * (h * d + 1) if config.combine == "copy" else 0)
     wanted += 8 if config.token_shift or late else 0
     branch = MemoryBranch(config, 576, query_heads, h, key_dim, d)
     assert state_bytes(branch.init_state(1)) == wanted
     if not knobs:
         assert f"{wanted:,} bytes per layer" in PAGE
     shared = tuple(torch.randn(1, n, 3, 64) for n in (query_heads, h, h))
-    shared = shared[2:] if config.combine == "copy" else shared
+    shared = (shared[2], torch.ones(1, 1, 3, 1)) if config.combine == "copy" else shared
     with torch.no_grad():
         _, state = branch(torch.randn(1, 3, 576), branch.init_state(1), shared=shared)
     assert state_bytes(state) == wanted

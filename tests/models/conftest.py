@@ -106,6 +106,7 @@ MIXERS |= {
         },
     },
 }
+MIXERS["copy_late"] = {"memory_layers": [1], "memory": {**MIXERS["copy"]["memory"], "look_ahead": 2, "write_delay": 3}}
 WITH_MEMORY = [name for name, options in MIXERS.items() if options["memory_layers"]]
 FAMILIES = ["llama", "qwen2", "gpt_neox"]
 
@@ -133,7 +134,7 @@ def tiny_model(mixer: str, family: str = "llama", seed: int = 0, **options: obje
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Fresh ones add nothing, or the same everywhere; here they must.
-            if any(part in name for part in ("memory_o_proj", ".sink.", "memory_read", "memory_codes.weight")):
+            if any(part in name for part in ("memory_o_proj", ".sink.", "memory_read", "memory_say.repetition")):
                 parameter.normal_(std=0.5)
     return model
 

@@ -15,25 +15,32 @@ from senri.models import SenriForCausalLM
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
 
+@pytest.mark.parametrize("mixer", ["copy", "copy_late"])
 @torch.no_grad()
 def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
-    build: Callable[..., SenriForCausalLM], ids: Tensor
+    build: Callable[..., SenriForCausalLM], ids: Tensor, mixer: str
 ) -> None:
     """Against a loop over positions and tokens."""
-    model = build("copy")
-    mixer, found = model.model.layers[1].self_attn, []
-    mixer.memory_say.sure.fill_(0.7)
-    mixer.memory_say.prior.fill_(0.4)
-    mixer.register_forward_hook(lambda module, _args, _out: found.append(module.found))
+    model = build(mixer)
+    memory, found = model.model.layers[1].self_attn, []
+    memory.memory_say.sure.fill_(0.7)
+    memory.memory_say.prior.fill_(0.4)
+    memory.register_forward_hook(lambda module, _args, _out: found.append(module.found))
     said = model(ids).logits
-    (read, strength), embeddings = found[0], model.model.embed_tokens.weight
+    (read, strength, shown), embeddings = found[0], model.model.embed_tokens.weight
+    late = model.config.memory_config_of(1).tokens_late
+    assert (shown is None) == (late == 0)
     with model.memory_disabled():
         alone = model(ids).logits.softmax(-1)
-    phases = [mixer.memory_codes.frequencies @ embedding for embedding in embeddings]
+    phases = [memory.memory_codes.frequencies @ embedding for embedding in embeddings]
     codes = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
     for row, position in ((0, 0), (0, 28), (1, 7)):
         likeness = torch.stack([F.cosine_similarity(read[row, position], code, dim=0) for code in codes])
         read_says = (6.0 * likeness).softmax(-1) * alone[row, position] ** 0.4
+        if shown is not None:
+            assert shown[0].std() > 0.1
+            waiting = ids[row, max(position - late + 1, 0) : position + 1].unique()
+            read_says[waiting] *= (-shown[0][row, position]).exp()
         read_says = read_says / read_says.sum()
         share = (strength[row, position] + 0.7 * read_says.max().log()).sigmoid()
         wanted = share * read_says + (1 - share) * alone[row, position]

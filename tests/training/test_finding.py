@@ -174,7 +174,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
         return torch.cat([states, embed(ids)], dim=-1) if branch.config.token_inputs else states
 
     text = seen(batch["states"], batch["ids"])
-    given = (mixer.values(embed(batch["ids"])),) if copied else None
+    given = mixer.given(embed(batch["ids"]), batch["ids"]) if copied else None
     tokens, _ = branch.inputs(text, branch.init_state(1), given)
     keys = tokens.k.repeat_interleave(groups, dim=1)[0, :, ahead:]
     strengths = tokens.beta.repeat_interleave(groups, dim=1)[0, :, ahead:]
@@ -186,7 +186,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
     for row, targets in enumerate(batch["targets"]):
         tail = seen(batch["asking"][row : row + 1], batch["asking_ids"][row : row + 1])
         some = tail.new_zeros(1, branch.num_key_value_heads, tail.shape[1], branch.value_dim)
-        q = branch.inputs(tail, behind, (some,) if copied else None)[0].q
+        q = branch.inputs(tail, behind, (some, some[:, :1, :, :1]) if copied else None)[0].q
         read = branch.memory.read(q, behind).transpose(1, 2)
         places = (targets >= 0).nonzero()[:, 0].tolist()
         is_text = int(batch["kinds"][row]) < 0
@@ -196,6 +196,10 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             one, point = read[0, place].flatten(), int(batch["points"][row, place])
             with torch.no_grad():
                 plain = model.lm_head(batch["outputs"][row, place]).softmax(-1)
+                penalty = torch.ones_like(plain)
+            if copied and ahead:
+                shown = batch["asking_ids"][row, max(place - ahead + 1, 0) : place + 1].unique()
+                penalty[shown] = (-mixer.memory_say.repetition(branch.inputs.seen(tail[0, place]))).exp()
             eps = branch.config.eps
             products = torch.stack(
                 [unit(key, eps) @ unit(asked, eps) for asked, key in zip(q[0, :, place], keys, strict=True)]
@@ -213,7 +217,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             clear = (size / (size + (batch["times_longer"] - 1) * noise)).sqrt()
             candidates = [at for at in range(len(ids)) if not copied or at == ids.index(ids[at])]
             likeness = torch.stack([F.cosine_similarity(one, values[at], dim=0) for at in candidates])
-            possible = plain[batch["ids"][0]] ** PRIOR
+            possible = plain[batch["ids"][0]] ** PRIOR * penalty[batch["ids"][0]].detach()
             shares = likeness.mul(sharpness * clear).exp() * possible[candidates]
             shares = shares / shares.sum()
             right = [
@@ -231,7 +235,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             )
             if copied:
                 every = said_by_codes(mixer.memory_codes, embed.weight, one.detach())
-                every = every * plain**mixer.memory_say.prior
+                every = every * plain**mixer.memory_say.prior * penalty
                 every = every / every.sum()
                 said = every[targets[place]]
                 strength = strength + mixer.memory_say.sure * every.max().log()
@@ -299,6 +303,7 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
         model = copying(**(waits if "waits" in combine else {}))
     double = copy.deepcopy(model).double()
     if "waits" in combine:  # strengths must see what projections see
+        torch.nn.init.normal_(double.model.layers[RECALL_LAYER].self_attn.memory_say.repetition.weight, std=0.3)
         torch.nn.init.normal_(double.model.layers[RECALL_LAYER].self_attn.memory.inputs.whitening.weight, std=0.2)
     if combine != "add":
         torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.sure, 0.6)

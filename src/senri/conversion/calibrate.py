@@ -249,7 +249,7 @@ def _measure_keys(mixer: Any, seen: list[LayerInputs], relative_floor: float) ->
     queries, keys = RunningMoments(), RunningMoments()
     for piece in seen:
         inputs = mixer.memory.inputs
-        shared = given_values(mixer, piece.embeddings)
+        shared = given_values(mixer, piece.embeddings, None)
         if inputs.config.projections == "shared":
             shared = mixer.project(piece.hidden_states)
         hidden_states = seen_by_memory(mixer, piece.hidden_states, piece.embeddings)

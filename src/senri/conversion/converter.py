@@ -156,6 +156,10 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
         how["memory_codes.frequencies"] = "random, whitened on the embeddings of all tokens"
         how["memory_codes.sharpness"] = f"memory.copy_sharpness {memory.copy_sharpness}"
         how["memory_say.prior"] = f"memory.copy_prior {memory.copy_prior}"
+        if memory.tokens_late:
+            how["memory_say.repetition.weight"] = how["memory_say.repetition.bias"] = (
+                "zeros: what it says does not yet go by what the window shows"
+            )
         how["memory_say.sure"] = "zeros: strength does not yet go by how sure a read is"
     if report is None:
         return how

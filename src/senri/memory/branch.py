@@ -76,7 +76,7 @@ class MemoryBranch(nn.Module):
             hidden_states: `[batch, seq, hidden_size]`.
             state: of `init_state` or of the call before.
             shared: the layer's (q, k, v), `[batch, heads, seq, dim]`, without rotary positions, where projections are
-                shared; (v,) for a memory that copies.
+                shared; (v, ids) for a memory that copies.
             mask: `[batch, seq]`, False for padding, which changes nothing.
 
         Returns:
@@ -123,7 +123,7 @@ class MemoryBranch(nn.Module):
             hidden_states: as in `forward`.
             state: as in `forward`.
             shared: the layer's (k, v); with a short convolution (q, k, v), because its past holds queries too;
-                (v,) for a memory that copies.
+                (v, ids) for a memory that copies.
             mask: as in `forward`.
             frozen: leave the memory as it is, so that only the past of the inputs moves on; False writes even where the
                 memory has been frozen since.

@@ -18,6 +18,7 @@ from senri.memory.short_convolution import (
     key_convolution,
     precise_sigmoid,
     query_convolution,
+    recent_tokens,
     shift_tokens,
     strength_convolution,
 )
@@ -47,15 +48,15 @@ class MemoryInputs(nn.Module):
     """Projections, token shift or short convolution, and learned strengths of one layer's memory.
 
     With `shared` projections q, k and v come from the layer (before rotary positions); a memory that copies gets its
-    values, which are codes of tokens. With `token_shift` a key is made
+    values, which are codes of tokens, and which tokens these are. With `token_shift` a key is made
     of the token before ("what came before" -> "this"); a row's first token has none before it and writes nothing.
     With `look_ahead` a token is written so many tokens later, with a key that those are part of; with `write_delay`
     later still.
 
     State, by name: `conv_q`, `conv_k` and `conv_beta` `[batch, past, channels]`, the last inputs of the convolutions or
-    the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet, and `late_values`
-    `[batch, late, channels]`, where values are given; `begun` `[batch]`, int64, with any delay: tokens read, as far as
-    they count.
+    the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet; where values are given,
+    `late_values` `[batch, late, channels]` and `late_ids` `[batch, late, 1]`, -1 for none; with any delay `begun`
+    `[batch]`, int64: tokens read, as far as they count.
     """
 
     def __init__(
@@ -202,6 +203,7 @@ class MemoryInputs(nn.Module):
             if self.config.combine == "copy":
                 channels = self.num_key_value_heads * self.value_dim
                 state["late_values"] = torch.zeros(batch_size, late, channels, device=device)
+                state["late_ids"] = torch.full((batch_size, late, 1), -1.0, device=device)
         if self._unwritten:
             state["begun"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return state
@@ -225,7 +227,8 @@ class MemoryInputs(nn.Module):
             hidden_states: `[batch, seq, hidden_size]`.
             state: of `init_state` or of the call before (further names are ignored).
             shared: the layer's (q, k, v), `[batch, heads, seq, dim]`; (k, v) is enough for `write_only` without short
-                convolution. With own projections None, or (v,) for a memory that copies.
+                convolution. With own projections None, or for a memory that copies (v, ids), these
+                `[batch, 1, seq, 1]` in float32, -1 for unknown.
             mask: `[batch, seq]`, False for padding.
             write_only: leave out the queries where the state does not need them.
 
@@ -253,6 +256,7 @@ class MemoryInputs(nn.Module):
             k = k * is_due[:, None, :, None]
             if shared is not None:
                 v, new["late_values"] = _channels_last(shift_tokens, v, state["late_values"], mask)
+                new["late_ids"] = self.recent(shared[1], state, mask)[1]
         if self.config.short_convolution:
             if q is not None:
                 q, new["conv_q"] = _channels_last(self.conv_q, q, state["conv_q"], mask, asking)
@@ -290,6 +294,17 @@ class MemoryInputs(nn.Module):
             q, _ = _channels_last(self.conv_q, q, state["conv_q"], None, seen)
         return q
 
+    def recent(self, ids: Tensor, state: LayerState, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return for each token itself and those before it that are not written yet, `[batch, seq, late]`, -1 for none
+        or unknown; and `late_ids` behind them.
+
+        Args:
+            ids: as in `forward`.
+            state: behind the tokens before, of all rows or of each.
+            mask: as in `forward`.
+        """
+        return recent_tokens(ids[:, 0], state["late_ids"].expand(len(ids), -1, -1), mask)
+
     def _project(
         self, asking: Tensor | None, due: Tensor, written: Tensor, shared: tuple[Tensor, ...] | None
     ) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -308,9 +323,9 @@ class MemoryInputs(nn.Module):
     def _check_given(self, shared: tuple[Tensor, ...] | None, write_only: bool) -> None:
         given = 0 if shared is None else len(shared)
         if self.config.combine == "copy":
-            if given != 1:
+            if given != 2:
                 raise SenriError(
-                    f"memory.combine 'copy' takes the values of tokens, (v,), but {given} tensors were given."
+                    f"memory.combine 'copy' takes values and ids of tokens, (v, ids), but {given} tensors were given."
                 )
         elif self.config.projections == "own":
             if given:

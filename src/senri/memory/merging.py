@@ -9,7 +9,7 @@ from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.sparse import from_dense, is_sparse, to_dense
 
-END_OF_SEQUENCE = ("conv_k", "conv_q", "conv_beta", "late_states", "late_values", "begun")
+END_OF_SEQUENCE = ("conv_k", "conv_q", "conv_beta", "late_states", "late_values", "late_ids", "begun")
 """State tensors that belong to one sequence's end. All others are sums over tokens."""
 
 

@@ -216,6 +216,18 @@ def shift_tokens(x: Tensor, past: Tensor, mask: Tensor | None = None, late: int 
     return over_real_tokens(x, past, mask, lambda inputs: inputs[:, skipped : skipped + x.shape[1]])
 
 
+def recent_tokens(ids: Tensor, past: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return for every token it and those before it, as many as there are in the past, `[batch, seq, past]`; else as
+    above.
+
+    Args:
+        ids: `[batch, seq, 1]`.
+        past: `[batch, past, 1]`; -1 where there was none.
+        mask: `[batch, seq]`, False for padding.
+    """
+    return over_real_tokens(ids, past, mask, lambda inputs: inputs[..., 0].unfold(1, past.shape[1], 1)[:, 1:])
+
+
 def over_real_tokens(
     x: Tensor, past: Tensor, mask: Tensor | None, function: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ class MixerMasks:
         sequence_ids: `[batch, seq]`, which packed sequence a token belongs to; None when rows are whole sequences.
         beyond_window: `[batch, seq]` bool, True where the window no longer reaches the sequence's first token; None
             where that is so for no token. For attention sinks.
+        input_ids: `[batch, seq]`, the tokens; None where only their embeddings were given. For memories that copy.
         embeddings: `[batch, seq, hidden]`, what entered the first layer; None where only later layers run. For memories
             that copy.
         shared_write: what the layer that writes a shared state did in this pass; it puts it here for those that read.
@@ -41,6 +42,7 @@ class MixerMasks:
     tokens: Tensor | None = None
     sequence_ids: Tensor | None = None
     beyond_window: Tensor | None = None
+    input_ids: Tensor | None = None
     embeddings: Tensor | None = None
     shared_write: SharedWrite | None = None
 

@@ -7,7 +7,7 @@ sentinel mixture (Merity et al. 2016, arXiv 1609.07843, equation 5) or an interp
 (Khandelwal et al. 2020, arXiv 1911.00172, equation 3). Hidden states are those of the base, whatever the memory holds.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,12 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
 
 from senri.errors import SenriError
+from senri.memory.branch import MemoryBranch
 from senri.memory.token_codes import TokenCodes
 from senri.mixers.added_memory import ReadStrength
 from senri.mixers.branches import build_branch
 from senri.mixers.context import MixerMasks
-from senri.mixers.recall import let_pass, recall
+from senri.mixers.recall import let_pass, not_written_yet, recall
 from senri.mixers.saying import Saying, mixture
 from senri.mixers.softmax import SoftmaxAttention
 
@@ -35,14 +36,30 @@ def seen_by_memory(mixer: nn.Module, hidden_states: Tensor, embeddings: Tensor) 
     return mixer.seen(hidden_states, embeddings) if isinstance(mixer, CopiedMemory) else hidden_states
 
 
-def given_values(mixer: nn.Module, embeddings: Tensor) -> tuple[Tensor, ...] | None:
-    """Return what a layer's memory is given beside that: (v,) where it copies, None where it makes its own.
+def given_values(mixer: nn.Module, embeddings: Tensor, ids: Tensor | None) -> tuple[Tensor, ...] | None:
+    """Return what a layer's memory is given beside that: (v, ids) where it copies, None where it makes its own.
 
     Args:
         mixer: of the layer.
         embeddings: of the tokens, `[batch, seq, hidden]`.
+        ids: of the tokens, `[batch, seq]`; None where only their embeddings are known.
     """
-    return (mixer.values(embeddings),) if isinstance(mixer, CopiedMemory) else None
+    return mixer.given(embeddings, ids) if isinstance(mixer, CopiedMemory) else None
+
+
+class Found(NamedTuple):
+    """What a memory read at each token, until the head says it.
+
+    Attributes:
+        read: `[batch, seq, heads x value_dim]`.
+        strength: logits of the read strength, `[batch, seq]`.
+        shown: the penalty of tokens that are not written yet, `[batch, seq, 1]`, and these, `[batch, seq, late]`, -1
+            for none; None where the memory does not wait.
+    """
+
+    read: Tensor
+    strength: Tensor
+    shown: tuple[Tensor, Tensor] | None
 
 
 class CopiedMemory(SoftmaxAttention):
@@ -62,8 +79,9 @@ class CopiedMemory(SoftmaxAttention):
         width = sizes["num_heads"] * sizes["value_dim"]
         scale = config.initializer_range
         self.memory_codes = TokenCodes(config.hidden_size, width, memory.copy_sharpness, scale)
-        self.memory_say = Saying(memory.copy_prior)
-        self.found: tuple[Tensor, Tensor] | None = None
+        waits = isinstance(self.memory, MemoryBranch) and memory.tokens_late > 0
+        self.memory_say = Saying(memory.copy_prior, sizes["hidden_size"] if waits else None)
+        self.found: Found | None = None
 
     def forward(
         self,
@@ -79,10 +97,15 @@ class CopiedMemory(SoftmaxAttention):
             SenriError: a stretch of layers runs without the tokens' embeddings.
         """
         if self.memory_enabled:
-            values = (self.values(masks.embeddings),)
+            given = self.given(masks.embeddings, masks.input_ids)
             seen = self.seen(hidden_states, masks.embeddings)
-            read = recall(self.memory, seen, values, masks, past_key_values, self.layer_idx)
-            self.found = read.flatten(2), self.memory_read.logits(read, self.memory.inputs.seen(seen)).mean(-1)
+            recent = not_written_yet(self.memory, given[1], masks, past_key_values, self.layer_idx)
+            read = recall(self.memory, seen, given, masks, past_key_values, self.layer_idx)
+            seen = self.memory.inputs.seen(seen)
+            strength = self.memory_read.logits(read, seen).mean(-1)
+            repetition = self.memory_say.repetition
+            shown = None if repetition is None or recent is None else (repetition(seen), recent)
+            self.found = Found(read.flatten(2), strength, shown)
         else:
             let_pass(hidden_states, past_key_values, self.layer_idx)
         return super().forward(hidden_states, masks, position_embeddings, past_key_values, **kwargs)
@@ -98,8 +121,9 @@ class CopiedMemory(SoftmaxAttention):
         assert embeddings is not None  # said in `values`
         return torch.cat([hidden_states, embeddings.to(hidden_states.dtype)], dim=-1)
 
-    def values(self, embeddings: Tensor | None) -> Tensor:
-        """Return what is written of tokens with embeddings `[batch, seq, hidden]`: `[batch, heads, seq, value_dim]`.
+    def given(self, embeddings: Tensor | None, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what the memory is given of tokens with embeddings `[batch, seq, hidden]`: what is written of them,
+        `[batch, heads, seq, value_dim]`, and which they are, `[batch, 1, seq, 1]`, -1 where `ids` are not known.
 
         Raises:
             SenriError: there are none.
@@ -110,8 +134,9 @@ class CopiedMemory(SoftmaxAttention):
                 "inputs_embeds where start_layer is above 0."
             )
         codes = self.memory_codes.codes(embeddings)
-        values: Tensor = codes.unflatten(-1, (self.memory.num_key_value_heads, -1)).transpose(1, 2)
-        return values
+        values = codes.unflatten(-1, (self.memory.num_key_value_heads, -1)).transpose(1, 2)
+        known = embeddings.new_full(embeddings.shape[:2], -1.0, dtype=torch.float32) if ids is None else ids.float()
+        return values, known[:, None, :, None]
 
     def say(self, logits: Tensor, embeddings: Tensor, logits_to_keep: int | Tensor) -> Tensor:
         """Mix what was found into the model's logits, and forget it.
@@ -129,15 +154,18 @@ class CopiedMemory(SoftmaxAttention):
         """
         if self.found is None:
             return logits
-        (read, strength), self.found = self.found, None
+        found, self.found = self.found, None
         is_trained = any(parameter.requires_grad for parameter in self.memory.parameters())
-        if torch.is_grad_enabled() and is_trained and not read.requires_grad:
+        if torch.is_grad_enabled() and is_trained and not found.read.requires_grad:
             raise SenriError(
                 "reentrant gradient checkpointing would lose the gradients of a memory that the head says: set "
                 "gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
-        read = slice_logits_to_keep(read, logits_to_keep)
-        strength = slice_logits_to_keep(strength.float().unsqueeze(-1), logits_to_keep)
+        read, strength, *shown = (
+            slice_logits_to_keep(part, logits_to_keep)
+            for part in (found.read, found.strength.float().unsqueeze(-1), *(found.shown or ()))
+        )
         alone = logits.float().log_softmax(-1)
-        copied, strength = self.memory_say(self.memory_codes(read, embeddings), alone, strength)
+        said = self.memory_codes(read, embeddings)
+        copied, strength = self.memory_say(said, alone, strength, tuple(shown) or None)
         return mixture(copied, alone, strength).to(logits.dtype)

@@ -26,7 +26,7 @@ def recall(
     Args:
         branch: the layer's memory.
         hidden_states: `[batch, seq, hidden]`, the mixer's input.
-        shared: the layer's own q, k, v before positions; values alone for a memory that copies; None when the branch
+        shared: the layer's own q, k, v before positions; values and ids for a memory that copies; None when the branch
             projects for itself.
         masks: padding and packing of this pass.
         past_key_values: the cache, adopted by `adopt_cache`.
@@ -53,6 +53,33 @@ def recall(
     frozen = isinstance(branch, MemoryBranch) and branch.memory.frozen
     layer.store_memory(state, RecordedWrite(before, hidden_states, written, masks.tokens, frozen=frozen))
     return out
+
+
+def not_written_yet(
+    branch: MemoryBranch | SharedReader, ids: Tensor, masks: MixerMasks, past_key_values: Cache | None, layer_idx: int
+) -> Tensor | None:
+    """Return for each token itself and those before it that the memory has not written when `recall` reads there, -1
+    for none or unknown: `[batch, seq, late]`; None for a memory that does not wait, or that another layer writes.
+
+    Args:
+        branch: the layer's memory, which is given tokens.
+        ids: `[batch, 1, seq, 1]`, as it is given them.
+        masks: padding and packing of this pass.
+        past_key_values: the cache as it is before `recall`.
+        layer_idx: index of the layer.
+    """
+    if isinstance(branch, SharedReader) or not branch.config.tokens_late:
+        return None
+    if masks.sequence_ids is not None:
+        rows = PackedRows.from_sequence_ids(masks.sequence_ids)
+        (unpacked,) = _unpacked(rows, (ids,))
+        recent, _ = branch.inputs.recent(unpacked, branch.inputs.init_state(rows.shape[0], ids.device), rows.mask)
+        return rows.pack(recent, like=masks.sequence_ids)
+    if past_key_values is None:
+        return branch.inputs.recent(ids, branch.inputs.init_state(len(ids), ids.device), masks.tokens)[0]
+    layer = past_key_values.layers[layer_idx]
+    assert isinstance(layer, SenriMemoryLayer)
+    return branch.inputs.recent(ids, layer.memory_before(len(ids), ids.device), masks.tokens)[0]
 
 
 def let_pass(hidden_states: Tensor, past_key_values: Cache | None, layer_idx: int) -> None:
@@ -93,8 +120,10 @@ def _recall_packed(
 ) -> Tensor:
     rows = PackedRows.from_sequence_ids(sequence_ids)
     state = branch.init_state(rows.shape[0], hidden_states.device)
-    unpacked = None
-    if shared is not None:
-        unpacked = tuple(rows.unpack(part.transpose(1, 2)).transpose(1, 2) for part in shared)
+    unpacked = None if shared is None else _unpacked(rows, shared)
     out, _ = _run(branch, rows.unpack(hidden_states), state, unpacked, masks, rows.mask)
     return rows.pack(out, like=hidden_states)
+
+
+def _unpacked(rows: PackedRows, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(rows.unpack(part.transpose(1, 2)).transpose(1, 2) for part in parts)

@@ -12,23 +12,36 @@ class Saying(nn.Module):
     and not which of it is true. So the memory's distribution is multiplied by a power of the model's first, as a noisy
     channel is by a language model (Shannon 1948; a log-linear interpolation, Klakow 1998).
 
+    A question names what it is about, and the text names it where the answer stands. So tokens that the window shows
+    are said less, as by a repetition penalty (Keskar et al. 2019, arXiv 1909.05858, section 4.1), but only of the
+    memory's and by as much as a state says: an answer has none of the question's words, and a number its digits again.
+
     Args:
         prior: where that power starts.
+        hidden_size: of the states; None where nobody says which tokens the window shows.
     """
 
-    def __init__(self, prior: float) -> None:
+    def __init__(self, prior: float, hidden_size: int | None) -> None:
         super().__init__()
         self.start = prior
         self.prior = nn.Parameter(torch.empty(1))
         self.sure = nn.Parameter(torch.empty(1))
+        self.repetition = None if hidden_size is None else nn.Linear(hidden_size, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the power to its start; how strongly the memory is heard does not go by how sure it is."""
+        """Set the power to its start; how strongly the memory is heard does not go by how sure it is, nor what it says
+        by what the window shows.
+        """
         nn.init.constant_(self.prior, self.start)
         nn.init.zeros_(self.sure)
+        if self.repetition is not None:
+            nn.init.zeros_(self.repetition.weight)
+            nn.init.zeros_(self.repetition.bias)
 
-    def forward(self, found: Tensor, alone: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, found: Tensor, alone: Tensor, strength: Tensor, shown: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
         """Return what the memory says where the model speaks, and the logit of its share.
 
         A read may be large and say nothing clearly, as where several things were found at once.
@@ -37,11 +50,28 @@ class Saying(nn.Module):
             found: log-probabilities of what was read, `[..., vocabulary]`, float32.
             alone: those of the model without its memory.
             strength: logits of the share `[..., 1]`, from the hidden state and the size of the read.
+            shown: by how much log-probabilities of tokens that the window shows are lowered, `[..., 1]`, what
+                `repetition` makes of the states; and these tokens, `[..., late]`, -1 for none.
         """
-        found = (found + self.prior.float() * alone).log_softmax(-1)
+        found = found + self.prior.float() * alone
+        if shown is not None:
+            penalty, recent = shown
+            found = found - penalty.float() * are_among(recent, found.shape[-1])
+        found = found.log_softmax(-1)
         return found, strength + self.sure.float() * found.amax(-1, keepdim=True)
 
 
 def mixture(found: Tensor, alone: Tensor, strength: Tensor) -> Tensor:
     """Return log-probabilities of a mixture in which `found` has the share sigmoid(`strength`)."""
     return torch.logaddexp(F.logsigmoid(strength) + found, F.logsigmoid(-strength) + alone)
+
+
+def are_among(tokens: Tensor, vocabulary: int) -> Tensor:
+    """Return which tokens of a vocabulary are among some, `[..., vocabulary]` bool.
+
+    Args:
+        tokens: `[..., count]`, whole numbers; -1 is none.
+        vocabulary: its size.
+    """
+    among = torch.zeros(*tokens.shape[:-1], vocabulary + 1, dtype=torch.bool, device=tokens.device)
+    return among.scatter_(-1, tokens.long() % (vocabulary + 1), True)[..., :-1]  # -1 is the one that is cut off

@@ -226,7 +226,7 @@ class SenriModel(SenriPreTrainedModel):
             )
         hidden_states = self.embedding_dropout(inputs_embeds) if start_layer == 0 else inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        mixer_masks = MixerMasks(**masks, embeddings=embeddings)
+        mixer_masks = MixerMasks(**masks, input_ids=input_ids, embeddings=embeddings)
         for layer in self.layers[start_layer:stop_layer]:
             hidden_states = layer(
                 hidden_states,

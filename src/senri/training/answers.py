@@ -115,7 +115,7 @@ class AnswersOnly(SegmentedObjective):
         mixer, held = layer.self_attn, cache.layers[self.last_write]
         hidden_states = layer.input_layernorm(hidden_states)
         embeddings = self.model.model.embed_tokens(ids)
-        hidden_states, shared = seen_by_memory(mixer, hidden_states, embeddings), given_values(mixer, embeddings)
+        hidden_states, shared = seen_by_memory(mixer, hidden_states, embeddings), given_values(mixer, embeddings, ids)
         if mixer.memory.config.projections == "shared":
             shared = mixer.project(hidden_states)[0 if mixer.memory.config.short_convolution else 1 :]
         before = held.memory_before(hidden_states.shape[0], hidden_states.device)

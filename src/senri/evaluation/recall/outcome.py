@@ -57,7 +57,7 @@ def recall_outcome(subject: Subject, settings: RecallSettings, results: list[dic
         counts={"texts": len(results), "questions": sum(answer["condition"] == MEMORY for answer in answers)},
         summary=[
             f"{total:.1%} of the questions answered exactly; window only {controls[0]:.1%}, memory of another sample "
-            f"{controls[1]:.1%}; with what is asked for in the window, and no memory, {_share(answers, IN_WINDOW):.1%}.",
+            f"{controls[1]:.1%}; no memory, but what is asked for in the window {_share(answers, IN_WINDOW):.1%}.",
             _how_read(settings),
         ],
         warnings=leaks,
@@ -67,8 +67,8 @@ def recall_outcome(subject: Subject, settings: RecallSettings, results: list[dic
                 ("task", "tokens read", "samples", *CONDITIONS),
                 rows,
                 "Exact match / answer tokens that are the likeliest given those before. What is asked for lies in "
-                "front of the window, so the next two columns show what can be guessed. The last one is the model without "
-                "memory, with what is asked for right before the question.",
+                "front of the window, so the next two columns show what can be guessed. The last one is the model "
+                "without memory, with what is asked for right before the question.",
             ),
             Table("Exact match by depth of what is asked for", ("task", "tokens read", *depths), deep),
         ],

@@ -166,7 +166,7 @@ class SharedReading:
             out = self._model.model(chunk, past_key_values=cache, use_cache=True, stop_layer=self.layer)
             states = layer.input_layernorm(out.last_hidden_state)
             embeddings = self._model.model.embed_tokens(chunk)
-            yield seen_by_memory(layer.self_attn, states, embeddings), given_values(layer.self_attn, embeddings)
+            yield seen_by_memory(layer.self_attn, states, embeddings), given_values(layer.self_attn, embeddings, chunk)
 
 
 def _apply(change: _Map, matrix: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ What a read found is known without asking the model: the read is compared with t
 The shares of a softmax over these likenesses are a pointer to the text (Vinyals et al. 2015, arXiv 1506.03134). It must
 be right, and it must be so by a margin: in a text many times as long many times as much is in the way, and how much
 that is can be told from this text. That is what teaches a memory what not to write. Where the model alone finds a token
-impossible, the memory need not tell it from the right one: both are weighed by what the model says, as in use.
+impossible, or the question has it, the memory need not tell it from the right one: both are weighed by what the model
+says and the window shows, as in use.
 
 What was found is mixed with what the model says without a memory by the read strength (pointer sentinel mixture, Merity
 et al. 2016, arXiv 1609.07843, equation 5), so that the strength learns to be what it is for: how far the memory knows
@@ -26,13 +27,14 @@ from torch import Tensor
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.features import apply_feature_map
-from senri.mixers import AddedMemory, CopiedMemory, given_values, mixture, seen_by_memory
+from senri.mixers import AddedMemory, CopiedMemory, are_among, given_values, mixture, seen_by_memory
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
 from senri.training.recall.config import FindingConfig
 from senri.training.recall.pointing import NOWHERE, Pointer, clearness, interference
 from senri.training.recall.values import check_branch
 from senri.training.recall.weighing import answer_shares, answer_weights, begins_answer
+
 
 class Finding(Objective):
     """What the trainer runs: haystacks with their questions in, the loss of pointers and of the mixture out.
@@ -109,19 +111,20 @@ class Finding(Objective):
         seen = self._seen(asking, asking_ids)
         queries = self._queries(seen, past)
         likeness = self._likeness(queries[row, :, column], self._written(tokens.k))
-        alone = self._alone(outputs[row, column])
-        meeting, met = self._meeting(likeness.mean(1), points[row, column], share, self._likely(alone, ids[0]))
+        shown, alone = self._shown(asking_ids, seen, row, column), self._alone(outputs[row, column])
+        likely = self._likely(alone, shown, ids[0])
+        meeting, met = self._meeting(likeness.mean(1), points[row, column], share, likely)
         said = {"length": torch.tensor(float(ids.shape[1])), "met": met}
         if meeting_alone:
             return {"loss": meeting, **said}
         read, strengths = self.read(queries, seen, self._state(self._faint(tokens, hidden, fainter), past))
         read, strengths, wanted = read[row, column].float(), strengths[row, column].float(), targets[row, column]
-        pointer = self._pointer(read, states[0], ids[0], wanted, points[row, column], alone)
+        pointer = self._pointer(read, states[0], ids[0], wanted, points[row, column], likely)
         written = self._strengths(tokens)
         passing = ~hidden[: written.shape[-1]]
         noise = (times_longer - 1) * interference(likeness, written.repeat_interleave(self._group, 0), passing)
         pointed = pointer.log_probabilities(self.settings.sharpness, clearness(self._size(read), noise))
-        mixed = self._mixed(read.detach(), pointed.detach(), wanted, alone, strengths)
+        mixed = self._mixed(read.detach(), pointed.detach(), wanted, alone, strengths, shown)
         is_asked = ~is_text & pointer.is_right.any(-1)
         of_asked = weight * is_asked / (weight * is_asked).sum().clamp(min=1e-6)
         of_text = is_text / is_text.sum().clamp(min=1)
@@ -163,7 +166,7 @@ class Finding(Objective):
     def _inputs(self, states: Tensor, ids: Tensor) -> tuple[Any, LayerState]:
         """Return what a memory writes of a text, and the state of what makes it."""
         branch: Any = self._mixer.memory
-        given = given_values(self._mixer, self.model.model.embed_tokens(ids))
+        given = given_values(self._mixer, self.model.model.embed_tokens(ids), ids)
         start = branch.inputs.init_state(1, states.device)
         made: tuple[Any, LayerState] = branch.inputs(self._seen(states, ids), start, given, write_only=True)
         return made
@@ -228,9 +231,27 @@ class Finding(Objective):
         alone: Tensor = self.model.lm_head(outputs).float().log_softmax(-1)
         return alone
 
-    def _likely(self, alone: Tensor, candidates: Tensor) -> Tensor:
+    def _shown(self, asking_ids: Tensor, seen: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the penalty `[tokens, 1]` of tokens that the question and the answer so far have, as far as they would
+        not be written yet, and these, `[tokens, late]`; None for a memory that knows no tokens or does not wait.
+        """
+        branch: Any = self._mixer.memory
+        repetition = self._mixer.memory_say.repetition if isinstance(self._mixer, CopiedMemory) else None
+        if repetition is None:
+            return None
+        start = branch.inputs.init_state(len(asking_ids), asking_ids.device)
+        recent, _ = branch.inputs.recent(asking_ids[:, None, :, None].float(), start)
+        penalty = repetition(branch.inputs.seen(seen[row, column]))
+        return penalty.float(), recent[row, column]
+
+    @torch.no_grad()
+    def _likely(self, alone: Tensor, shown: tuple[Tensor, Tensor] | None, candidates: Tensor) -> Tensor:
         """Return what a pointer adds to the logits of candidates, by their token: `[tokens, candidates]`."""
-        return self.settings.prior * alone[:, candidates]
+        likely = self.settings.prior * alone[:, candidates]
+        if shown is None:
+            return likely
+        penalty, recent = shown
+        return likely - penalty * are_among(recent, alone.shape[-1])[:, candidates]
 
     def _meeting(self, likeness: Tensor, points: Tensor, share: Tensor, likely: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of queries whose keys stand at `points`, -1 for nowhere, and the share that met.
@@ -250,7 +271,7 @@ class Finding(Objective):
         return (share * wrong).sum() / total, met
 
     def _pointer(
-        self, read: Tensor, states: Tensor, ids: Tensor, wanted: Tensor, points: Tensor, alone: Tensor
+        self, read: Tensor, states: Tensor, ids: Tensor, wanted: Tensor, points: Tensor, likely: Tensor
     ) -> Pointer:
         """Compare reads `[tokens, heads x value_dim]` with what the tokens of the text have written.
 
@@ -258,10 +279,11 @@ class Finding(Objective):
         """
         read, places = F.normalize(read, dim=-1), torch.arange(len(ids), device=ids.device)
         if isinstance(self._mixer, CopiedMemory):
-            held = ids.unique()
-            return Pointer(read @ self._values(held, states).T, held == wanted[:, None], self._likely(alone, held))
+            held, where = ids.unique(return_inverse=True)
+            first = torch.full_like(held, len(ids)).scatter_reduce(0, where, places, "amin")
+            return Pointer(read @ self._values(held, states).T, held == wanted[:, None], likely[:, first])
         is_right = (ids == wanted[:, None]) | (places == points[:, None])
-        return Pointer(read @ self._values(ids, states).T, is_right, self._likely(alone, ids))
+        return Pointer(read @ self._values(ids, states).T, is_right, likely)
 
     def _size(self, read: Tensor) -> Tensor:
         """Return mean squares of reads `[tokens, heads x value_dim]` before they were normalised, `[tokens]`, for
@@ -272,7 +294,15 @@ class Finding(Objective):
         size = (read.unflatten(-1, weight.shape) / weight).square().mean(-1)  # of each head
         return cast(Tensor, (branch.config.eps * size / (1 - size).clamp(min=torch.finfo(size.dtype).eps)).mean(-1))
 
-    def _mixed(self, read: Tensor, pointed: Tensor, wanted: Tensor, alone: Tensor, strengths: Tensor) -> Tensor:
+    def _mixed(
+        self,
+        read: Tensor,
+        pointed: Tensor,
+        wanted: Tensor,
+        alone: Tensor,
+        strengths: Tensor,
+        shown: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
         """Return log-probabilities of the right tokens, `[tokens]`, where what was found is mixed with what the model
         says.
 
@@ -282,10 +312,11 @@ class Finding(Objective):
             wanted: the right tokens.
             alone: log-probabilities of what the model without memory says, `[tokens, vocabulary]`.
             strengths: logits of the read strength, `[tokens]`.
+            shown: as in `_likely`.
         """
         if isinstance(self._mixer, CopiedMemory):
             copied = self._mixer.memory_codes(read, self.model.model.embed_tokens.weight)
-            copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None])
+            copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None], shown)
             pointed, strengths = copied.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), strengths[:, 0]
         return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
 
@@ -299,7 +330,7 @@ class Finding(Objective):
         """
         branch: Any = self._mixer.memory
         if isinstance(self._mixer, CopiedMemory):
-            values = self._mixer.values(self.model.model.embed_tokens(ids[None]))[0].transpose(0, 1)
+            values = self._mixer.given(self.model.model.embed_tokens(ids[None]), ids[None])[0][0].transpose(0, 1)
         else:
             values = branch.inputs.v_proj(branch.inputs.seen(self._layer.input_layernorm(states))).float()
             values = values.unflatten(-1, (branch.num_key_value_heads, -1)).repeat_interleave(self._group, dim=1)
