@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from senri.errors import SenriError
 from senri.memory import MemoryBranch, MemoryConfig
+from senri.memory.input_starts import start_from_whitening
 from senri.memory.short_convolution import ShortConvolution
 
 HIDDEN = 16
@@ -376,7 +377,7 @@ def test_the_whitened_start_sees_white_and_maps_queries_as_keys(heads, key_dim):
     hidden = torch.randn(500, HIDDEN, generator=generator, dtype=torch.float64)
     hidden = hidden @ torch.randn(HIDDEN, HIDDEN, generator=generator, dtype=torch.float64) + 5.0
     covariance = torch.cov(hidden.T, correction=0)
-    inputs.initialise_from_whitening(hidden.mean(0), covariance, torch.Generator().manual_seed(1))
+    start_from_whitening(inputs, hidden.mean(0), covariance, torch.Generator().manual_seed(1))
     keys = inputs.k_proj(hidden)
     torch.testing.assert_close(keys.mean(0), torch.zeros_like(keys[0]))
     values = inputs.v_proj(hidden)
@@ -389,7 +390,7 @@ def test_the_whitened_start_sees_white_and_maps_queries_as_keys(heads, key_dim):
     torch.testing.assert_close(queries[:, :, 0], keys.view(500, heads, key_dim))
     torch.testing.assert_close(queries[:, :, 1], keys.view(500, heads, key_dim))
     again = inputs.k_proj.weight.clone()
-    inputs.initialise_from_whitening(hidden.mean(0), covariance, torch.Generator().manual_seed(1))
+    start_from_whitening(inputs, hidden.mean(0), covariance, torch.Generator().manual_seed(1))
     assert torch.equal(inputs.k_proj.weight, again)
 
 
@@ -425,9 +426,9 @@ def test_what_is_given_must_fit_the_projections():
     with pytest.raises(SenriError, match="projections is 'own'"):
         own(hidden, own.init_state(2), shared=qkv)
     with pytest.raises(SenriError, match="shared projections"):
-        shared.inputs.initialise_from_whitening(torch.zeros(HIDDEN), torch.eye(HIDDEN))
+        start_from_whitening(shared.inputs, torch.zeros(HIDDEN), torch.eye(HIDDEN))
     with pytest.raises(SenriError, match=rf"hidden_size is {HIDDEN}"):
-        own.inputs.initialise_from_whitening(torch.zeros(3), torch.eye(3))
+        start_from_whitening(own.inputs, torch.zeros(3), torch.eye(3))
     with pytest.raises(SenriError, match="num_key_value_heads"):
         MemoryBranch(MemoryConfig(projections="own", num_heads=3), HIDDEN, 4, 2, 4, 4)
 

@@ -7,6 +7,7 @@ import torch
 
 from senri.errors import SenriError
 from senri.memory import MemoryBranch, MemoryConfig
+from senri.memory.input_starts import start_from_whitening
 from senri.memory.input_whitening import InputWhitening
 from senri.memory.shared_read import SharedReader
 
@@ -70,7 +71,7 @@ def test_the_start_is_the_one_that_projections_of_states_as_they_are_have():
     x = states()
     first, folded = branch(), branch(whitened_inputs=False)
     for one in (first, folded):
-        one.inputs.initialise_from_whitening(*moments(x), torch.Generator().manual_seed(1))
+        start_from_whitening(one.inputs, *moments(x), torch.Generator().manual_seed(1))
     made, _ = first.inputs(x[None, :50], first.init_state(1))
     wanted, _ = folded.inputs(x[None, :50], folded.init_state(1))
     for name in ("q", "k", "v"):
@@ -80,7 +81,7 @@ def test_the_start_is_the_one_that_projections_of_states_as_they_are_have():
 def test_a_reading_layer_whitens_its_own_states():
     config = MemoryConfig(**{**DELTA, "whitened_inputs": True, "state": "shared"})
     reader, x = SharedReader(config, HIDDEN, 4, 4, 3, 3), states()
-    reader.inputs.initialise_from_whitening(*moments(x), torch.Generator().manual_seed(1))
+    start_from_whitening(reader.inputs, *moments(x), torch.Generator().manual_seed(1))
     q, _ = reader.inputs(x[None], reader.init_state(1), None)
     covariance = torch.cov(q.transpose(1, 2).flatten(2)[0].T)
     torch.testing.assert_close(covariance, torch.eye(HIDDEN), atol=0.05, rtol=0)

@@ -23,6 +23,7 @@ from senri.data import TokenStream, chunks, open_document
 from senri.errors import SenriError
 from senri.memory import MemoryBranch, OrthogonalBasisMemory
 from senri.memory.calibration import GateLeastSquares, RunningMoments, whitening_matrix
+from senri.memory.input_starts import start_from_whitening
 from senri.mixers import CopiedMemory, SoftmaxAttention, WindowMemory, given_values, seen_by_memory
 from senri.mixers.context import BandedMask, MixerMasks
 from senri.models.configuration_senri import SenriConfig
@@ -234,7 +235,7 @@ def _start_own_projections(mixer: Any, seen: list[LayerInputs], generator: torch
     moments = RunningMoments()
     for piece in seen:
         moments.update(seen_by_memory(mixer, piece.hidden_states, piece.embeddings).flatten(0, 1))
-    mixer.memory.inputs.initialise_from_whitening(moments.mean, moments.covariance, generator)
+    start_from_whitening(mixer.memory.inputs, moments.mean, moments.covariance, generator)
 
 
 @torch.no_grad()

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 
 from senri.errors import SenriError
 from senri.memory.base import LayerState
-from senri.memory.canonical import canonical_maps
 from senri.memory.config import MemoryConfig
-from senri.memory.discriminant import discriminant_map
 from senri.memory.input_whitening import InputWhitening
-from senri.memory.projection_starts import orthogonal_map, repeat_heads, start_projection, start_whitening
 from senri.memory.short_convolution import (
     key_convolution,
     precise_sigmoid,
@@ -22,12 +19,6 @@ from senri.memory.short_convolution import (
     shift_tokens,
     strength_convolution,
 )
-
-_VALUE_SCALE = 0.5
-"""Standard deviation of the values' entries at the start, given whitened hidden states."""
-
-_VALUE_SIZE = 0.8
-"""Root mean square of values at a start that looks at tokens."""
 
 
 @dataclass(frozen=True)
@@ -111,77 +102,6 @@ class MemoryInputs(nn.Module):
         if self.config.short_convolution:
             self.conv_q.reset_parameters()
             self.conv_k.reset_parameters()
-
-    @torch.no_grad()
-    def initialise_from_whitening(
-        self, mean: Tensor, covariance: Tensor, generator: torch.Generator | None = None
-    ) -> None:
-        """Start own projections as random orthogonal maps of the whitened hidden states; q and k use the same map.
-
-        Queries then find the keys of equal tokens, and no direction that all tokens share drowns the others; neither
-        does one that all values share.
-
-        Args:
-            mean: mean of the layer's inputs, `[hidden_size]`.
-            covariance: their covariance, `[hidden_size, hidden_size]`.
-            generator: of the random maps (CPU).
-
-        Raises:
-            SenriError: projections are shared, or a shape does not fit.
-        """
-        if self.config.projections != "own":
-            raise SenriError("shared projections belong to the layer: set memory.projections 'own' to initialise them.")
-        size = self.hidden_size
-        if mean.shape != (size,) or covariance.shape != (size, size):
-            raise SenriError(
-                f"mean and covariance have shapes {tuple(mean.shape)} and {tuple(covariance.shape)}, "
-                f"but hidden_size is {size}."
-            )
-        whitening, mean = start_whitening(self.whitening, mean, covariance)
-        keys = orthogonal_map(self.num_key_value_heads * self.key_dim, size, generator) @ whitening
-        start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
-        start_projection(self.k_proj, keys, mean)
-        if self.config.combine != "copy":
-            values = orthogonal_map(self.num_key_value_heads * self.value_dim, size, generator) @ whitening
-            start_projection(self.v_proj, values * _VALUE_SCALE, mean)
-
-    @torch.no_grad()
-    def initialise_from_pairs(self, mean: Tensor, covariance: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start own queries and keys so that a token's state in a question finds its state in a text.
-
-        The same token has another state after other tokens. Keys map the states of a text, queries those of the same
-        tokens after little context, to where both are most alike (`canonical_maps`), turned at random into heads.
-
-        Args:
-            mean: of pairs of states, as projections see them (`seen`), the text's first, side by side,
-                `[2 hidden_size]`.
-            covariance: their covariance, `[2 hidden_size, 2 hidden_size]`.
-            generator: of the random turn (CPU).
-        """
-        size = self.hidden_size
-        turn = orthogonal_map(self.num_key_value_heads * self.key_dim, size, generator)
-        keys, queries = (turn @ part for part in canonical_maps(covariance))
-        start_projection(self.k_proj, keys, mean[:size])
-        start_projection(self.q_proj, repeat_heads(queries, self.key_dim, self.num_heads), mean[size:])
-
-    @torch.no_grad()
-    def initialise_values(self, states: Tensor, tokens: Tensor, generator: torch.Generator | None = None) -> None:
-        """Start own values so that they say which token they are of, and little of what stands around it.
-
-        A layer's states are about what comes next more than about the token itself: of two digits in one number, they
-        are more alike than those of one digit in two numbers. `discriminant_map` turns that round.
-
-        Args:
-            states: of many tokens of text, as projections see them (`seen`), `[tokens, hidden_size]`.
-            tokens: which each is, `[tokens]`.
-            generator: of the random turn that lets all heads share the telling directions (CPU).
-        """
-        found = discriminant_map(states, tokens)[: self.num_key_value_heads * self.value_dim]
-        turn = orthogonal_map(self.num_key_value_heads * self.value_dim, len(found), generator)
-        mean = states.double().mean(0).cpu()
-        values = turn @ found
-        size = ((states.double().cpu() - mean) @ values.T).square().mean().sqrt()
-        start_projection(self.v_proj, values * (_VALUE_SIZE / size), mean)
 
     def seen(self, hidden_states: Tensor) -> Tensor:
         """Return what projections, strengths and gates see of hidden states `[..., hidden_size]`."""

@@ -14,7 +14,6 @@ from senri.memory.base import LayerState, Memory
 from senri.memory.config import MemoryConfig
 from senri.memory.input_whitening import InputWhitening
 from senri.memory.inputs import MemoryTokens, split_heads
-from senri.memory.projection_starts import orthogonal_map, repeat_heads, start_projection, start_whitening
 from senri.memory.short_convolution import query_convolution
 
 
@@ -72,22 +71,6 @@ class QueryInputs(nn.Module):
         self.q_proj.reset_parameters()
         if self.config.short_convolution:
             self.conv_q.reset_parameters()
-
-    @torch.no_grad()
-    def initialise_from_whitening(
-        self, mean: Tensor, covariance: Tensor, generator: torch.Generator | None = None
-    ) -> None:
-        """Start as the writing layer's keys do, on this layer's own whitened inputs.
-
-        Args:
-            mean: mean of this layer's inputs, `[hidden_size]`.
-            covariance: their covariance, `[hidden_size, hidden_size]`.
-            generator: in the state in which the writing layer's random maps were made.
-        """
-        rows = self.num_key_value_heads * self.key_dim
-        whitening, mean = start_whitening(self.whitening, mean, covariance)
-        keys = orthogonal_map(rows, mean.shape[0], generator) @ whitening
-        start_projection(self.q_proj, repeat_heads(keys, self.key_dim, self.num_heads), mean)
 
     def seen(self, hidden_states: Tensor) -> Tensor:
         """Return what projections, gates and read strengths see of hidden states `[..., hidden_size]`."""

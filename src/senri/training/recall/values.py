@@ -19,6 +19,7 @@ from senri.data.packing import tokens_of
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
 from senri.memory.calibration import RunningMoments
+from senri.memory.input_starts import start_from_pairs, start_values
 from senri.memory.inputs import split_heads
 from senri.memory.reading import normalise
 from senri.mixers.added_memory import AddedMemory
@@ -171,8 +172,8 @@ class ValueDecoding(Objective):
         Values are those of states less the mean state, all through the stage: a mean that all values share is what a
         delta rule erases at one token and adds at the next one, and makes reads as large where nothing was found.
 
-        Values: what in a state tells which token it is of (`initialise_values`). Queries and keys: a token's state in a
-        question finds its state in the text (`initialise_from_pairs`). Output projection: a value points to its token's
+        Values: what in a state tells which token it is of (`start_values`). Queries and keys: a token's state in a
+        question finds its state in the text (`start_from_pairs`). Output projection: a value points to its token's
         row of the language-model head, as the last norm weighs it, less the mean row (least squares).
 
         Args:
@@ -188,7 +189,7 @@ class ValueDecoding(Objective):
             return
         generator = torch.Generator().manual_seed(seed)
         tokens = torch.cat([batch["ids"][:, self.context :].flatten() for batch in batches])
-        mixer.memory.inputs.initialise_values(inputs, tokens, generator)
+        start_values(mixer.memory.inputs, inputs, tokens, generator)
         rows = self.model.lm_head.weight.float()
         rows = (rows - rows.mean(0)) * cast(Tensor, self.model.model.norm.weight).float()
         size = mixer.memory_o_proj.in_features
@@ -204,7 +205,7 @@ class ValueDecoding(Objective):
             moments += (features.T @ rows[targets.flatten()]).cpu()
             power += float(states.float().square().mean()) * len(features)
             count += len(features)
-        mixer.memory.inputs.initialise_from_pairs(pairs.mean, pairs.covariance, generator)
+        start_from_pairs(mixer.memory.inputs, pairs.mean, pairs.covariance, generator)
         weight = torch.linalg.solve(gram + config.ridge * gram.diagonal().mean() * torch.eye(size), moments).T
         mean_square = float(((weight @ gram) * weight).sum()) / (count * len(weight))
         mixer.memory_o_proj.weight.copy_(weight * config.loudness * (power / count / mean_square) ** 0.5)
