@@ -31,7 +31,7 @@ from senri.mixers import AddedMemory, CopiedMemory, are_among, given_values, mix
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
 from senri.training.recall.config import FindingConfig
-from senri.training.recall.pointing import NOWHERE, Pointer, clearness, interference
+from senri.training.recall.pointing import NOWHERE, Pointer, clearness, interference, mean_square, meeting_loss
 from senri.training.recall.values import check_branch
 from senri.training.recall.weighing import answer_shares, answer_weights, begins_answer
 
@@ -113,7 +113,8 @@ class Finding(Objective):
         likeness = self._likeness(queries[row, :, column], self._written(tokens.k))
         shown, alone = self._shown(asking_ids, seen, row, column), self._alone(outputs[row, column])
         likely = self._likely(alone, shown, ids[0])
-        meeting, met = self._meeting(likeness.mean(1), points[row, column], share, likely)
+        logits = self.settings.sharpness * likeness.mean(1) + likely[:, : likeness.shape[-1]]
+        meeting, met = meeting_loss(logits, points[row, column], share)
         said = {"length": torch.tensor(float(ids.shape[1])), "met": met}
         if meeting_alone:
             return {"loss": meeting, **said}
@@ -123,7 +124,9 @@ class Finding(Objective):
         written = self._strengths(tokens)
         passing = ~hidden[: written.shape[-1]]
         noise = (times_longer - 1) * interference(likeness, written.repeat_interleave(self._group, 0), passing)
-        pointed = pointer.log_probabilities(self.settings.sharpness, clearness(self._size(read), noise))
+        memory: Any = self._mixer.memory
+        size = mean_square(read, memory.memory.norm_weight.float(), memory.config.eps)
+        pointed = pointer.log_probabilities(self.settings.sharpness, clearness(size, noise))
         mixed = self._mixed(read.detach(), pointed.detach(), wanted, alone, strengths, shown)
         is_asked = ~is_text & pointer.is_right.any(-1)
         of_asked = weight * is_asked / (weight * is_asked).sum().clamp(min=1e-6)
@@ -253,23 +256,6 @@ class Finding(Objective):
         penalty, recent = shown
         return likely - penalty * are_among(recent, alone.shape[-1])[:, candidates]
 
-    def _meeting(self, likeness: Tensor, points: Tensor, share: Tensor, likely: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of queries whose keys stand at `points`, -1 for nowhere, and the share that met.
-
-        Args:
-            likeness: with all keys, `[tokens, seq]`.
-            points: `[tokens]`.
-            share: how much each counts, `[tokens]`.
-            likely: what is added to the logits of all tokens of the text, `[tokens, text]`, of which keys may be fewer.
-        """
-        share = share * ((points >= 0) & (points < likeness.shape[1]))
-        points = points.clamp(min=0, max=likeness.shape[1] - 1)
-        logits = self.settings.sharpness * likeness + likely[:, : likeness.shape[1]]
-        wrong = F.cross_entropy(logits, points, reduction="none")
-        total = share.sum().clamp(min=1e-6)
-        met = (share * (logits.argmax(-1) == points)).sum() / total
-        return (share * wrong).sum() / total, met
-
     def _pointer(
         self, read: Tensor, states: Tensor, ids: Tensor, wanted: Tensor, points: Tensor, likely: Tensor
     ) -> Pointer:
@@ -284,15 +270,6 @@ class Finding(Objective):
             return Pointer(read @ self._values(held, states).T, held == wanted[:, None], likely[:, first])
         is_right = (ids == wanted[:, None]) | (places == points[:, None])
         return Pointer(read @ self._values(ids, states).T, is_right, likely)
-
-    def _size(self, read: Tensor) -> Tensor:
-        """Return mean squares of reads `[tokens, heads x value_dim]` before they were normalised, `[tokens]`, for
-        values with a mean square of 1.
-        """
-        branch: Any = self._mixer.memory
-        weight = branch.memory.norm_weight.float()
-        size = (read.unflatten(-1, weight.shape) / weight).square().mean(-1)  # of each head
-        return cast(Tensor, (branch.config.eps * size / (1 - size).clamp(min=torch.finfo(size.dtype).eps)).mean(-1))
 
     def _mixed(
         self,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NOWHERE = -50.0
@@ -42,6 +43,35 @@ class Pointer:
     def right_cosine(self) -> Tensor:
         """How much like the likeliest right candidate each read is, `[tokens]`; -1 where there is none."""
         return self.cosines.masked_fill(~self.is_right, -1.0).amax(-1)
+
+
+def meeting_loss(logits: Tensor, points: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of queries whose keys stand at `points`, -1 for nowhere, and the share that met.
+
+    Args:
+        logits: how much each query is like each key of the text, `[tokens, seq]`.
+        points: `[tokens]`.
+        share: how much each counts, `[tokens]`.
+    """
+    share = share * ((points >= 0) & (points < logits.shape[1]))
+    points = points.clamp(min=0, max=logits.shape[1] - 1)
+    wrong = F.cross_entropy(logits, points, reduction="none")
+    total = share.sum().clamp(min=1e-6)
+    met = (share * (logits.argmax(-1) == points)).sum() / total
+    return (share * wrong).sum() / total, met
+
+
+def mean_square(read: Tensor, norm_weight: Tensor, eps: float) -> Tensor:
+    """Return mean squares of reads before they were normalised, `[tokens]`, for values with a mean square of 1.
+
+    Args:
+        read: `[tokens, heads x value_dim]`.
+        norm_weight: of that norm, `[heads, value_dim]`.
+        eps: of that norm.
+    """
+    size = (read.unflatten(-1, norm_weight.shape) / norm_weight).square().mean(-1)  # of each head
+    by_head: Tensor = eps * size / (1 - size).clamp(min=torch.finfo(size.dtype).eps)
+    return by_head.mean(-1)
 
 
 def interference(cosines: Tensor, strengths: Tensor, passing: Tensor) -> Tensor:
