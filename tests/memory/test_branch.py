@@ -256,7 +256,7 @@ def test_a_token_is_written_late_as_it_would_have_been_at_once(kind, late):
     torch.testing.assert_close(state["late_states"], hidden[:, -late:])
 
 
-def test_a_write_strength_is_a_sum_over_the_tokens_around():
+def test_a_write_strength_is_the_larger_of_two_sums_over_the_tokens_around():
     sizes = KINDS["recall"] | {"look_ahead": 2}
     plain = MemoryBranch(MemoryConfig(**sizes), HIDDEN, 4, 2, 4, 4).double()
     branch = MemoryBranch(MemoryConfig(**sizes, convolved_write_strength=True), HIDDEN, 4, 2, 4, 4).double()
@@ -272,13 +272,20 @@ def test_a_write_strength_is_a_sum_over_the_tokens_around():
         logits = branch.inputs.beta_proj(hidden)
     weight, taps = branch.inputs.conv_beta.weight, 4 + 2
     for step in range(3, 9):  # of the token two before it, which is not the first
-        around = [(step - age, weight[:, taps - 1 - age]) for age in range(taps) if step >= age]
-        beta = sum(logits[:, at] * weights for at, weights in around).sigmoid()
-        torch.testing.assert_close(found.beta[:, :, step], beta)
+        for head in range(2):
+            sums = [
+                sum(
+                    logits[:, step - age, head] * weight[2 * head + side, taps - 1 - age]
+                    for age in range(taps)
+                    if step >= age
+                )
+                for side in range(2)
+            ]
+            torch.testing.assert_close(found.beta[:, head, step], torch.maximum(*sums).sigmoid())
 
 
 @pytest.mark.parametrize("around", [1, 2])
-def test_a_write_strength_starts_as_the_mean_of_the_tokens_around(around):
+def test_a_write_strength_starts_as_the_mean_of_the_tokens_before_or_behind(around):
     sizes = KINDS["recall"] | {"look_ahead": 2, "convolved_write_strength": True}
     alone, branch = (
         MemoryBranch(MemoryConfig(**sizes, write_strength_around=reach), HIDDEN, 4, 2, 4, 4).double()
@@ -291,8 +298,9 @@ def test_a_write_strength_starts_as_the_mean_of_the_tokens_around(around):
         found, _ = branch.inputs(hidden, double(branch.init_state(2)))
         logits = branch.inputs.beta_proj(hidden)
     for step in range(5, 12):  # of the token two before it
-        beta = logits[:, step - 2 - around : step - 1 + around].mean(1).sigmoid()
-        torch.testing.assert_close(found.beta[:, :, step], beta)
+        own = step - 2
+        sides = logits[:, own - around : own + 1].mean(1), logits[:, own : own + around + 1].mean(1)
+        torch.testing.assert_close(found.beta[:, :, step], torch.maximum(*sides).sigmoid())
 
 
 def test_a_mean_that_looks_ahead_starts_with_all_its_taps():

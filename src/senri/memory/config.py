@@ -70,10 +70,10 @@ class MemoryConfig:
         write_delay: a token is written so many tokens later still: a window holds it until then, and a question does
             not find itself. Both of these need `own` projections, and a state with room for so many tokens.
         learned_write_strength: beta comes from the hidden state; otherwise it is `write_strength`.
-        convolved_write_strength: the logit of the learned beta is a weighted sum of those of the tokens around, over
-            the taps of the keys' convolution: a sentence is worth keeping as a whole.
-        write_strength_around: that sum starts as the mean over so many tokens on either side; 0: as each token's own.
-            At most `look_ahead`, and fewer than `short_convolution`.
+        convolved_write_strength: the logit of the learned beta is the larger of two weighted sums of those of the
+            tokens around, over the taps of the keys' convolution: a sentence is worth keeping as a whole.
+        write_strength_around: these sums start as means over a token and so many before it, and behind it; 0: as its
+            own. At most `look_ahead`, and fewer than `short_convolution`.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
             all of it is. Only with `combine: add` and `copy`, which needs it.

@@ -17,8 +17,8 @@ from senri.memory.short_convolution import (
     query_convolution,
     recent_tokens,
     shift_tokens,
-    strength_convolution,
 )
+from senri.memory.strength_convolution import StrengthConvolution
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ class MemoryInputs(nn.Module):
         if config.learned_write_strength:
             self.beta_proj = nn.Linear(hidden_size, num_key_value_heads)
             if config.convolved_write_strength:
-                self.conv_beta = strength_convolution(config, num_key_value_heads)
+                taps = config.short_convolution + config.look_ahead  # those of keys
+                self.conv_beta = StrengthConvolution(
+                    num_key_value_heads, taps, config.look_ahead, config.write_strength_around
+                )
         if config.rule == "gated_delta":
             self.decay_proj = nn.Linear(hidden_size, num_key_value_heads)
         if config.short_convolution:

@@ -17,9 +17,8 @@ class ShortConvolution(nn.Module):
     """Mix every channel with its own `kernel_size - 1` predecessors: y_t = sum_j weight[j] x_(t - kernel_size + 1 + j).
 
     `weight` is `[channels, kernel_size]`, the last tap is the token itself. It starts as a pure delay of `delay` tokens
-    (0: the identity), or of more in some channels, or as the mean of the tokens around that one; in a last share of
-    them as a mean of all its tokens that decays. For that every token is brought to the same size before, and the mean
-    after: it says what a sentence is about.
+    (0: the identity), or of more in some channels; in a last share of them as a mean of all its tokens that decays. For
+    that every token is brought to the same size before, and the mean after: it says what a sentence is about.
 
     With gates every share of the channels counts as much, at each token, as a linear map of the hidden state says: the
     first token of an answer is found by what a sentence is about, the next ones by those before them. Another one says
@@ -57,14 +56,13 @@ class ShortConvolution(nn.Module):
         gated_by: int | None = None,
         binds: bool = False,
         looks_ahead: bool = False,
-        around: int = 0,
     ) -> None:
         super().__init__()
         size, all_shares = channels // heads, [*shares, *(share for share in (own, mean) if share)]
         ends = [round(size * share / sum(all_shares)) for share in accumulate(all_shares)]
         self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
         self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
-        self.looks_ahead, self.binds, self.around = looks_ahead, binds, around
+        self.looks_ahead, self.binds = looks_ahead, binds
         self.delays = [*range(delay, delay + len(shares)), *([max(delay - 1, 0)] if own else [])]  # of each share
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
         self.gates = None if gated_by is None else nn.Linear(gated_by, heads * self._gates_of_head)
@@ -76,8 +74,7 @@ class ShortConvolution(nn.Module):
         self.weight.zero_()
         by_share = self.weight.unflatten(0, (self.heads, -1)).split(self.sizes, dim=1)
         for delay, weight in zip(self.delays, by_share, strict=False):  # the mean is the last one
-            last = weight.shape[-1] - delay + self.around  # behind the last one that counts
-            weight[..., last - 2 * self.around - 1 : last] = 1 / (2 * self.around + 1)
+            weight[..., weight.shape[-1] - 1 - delay] = 1.0
         if self.has_mean:
             age = torch.arange(self.weight.shape[1] - 1, -1, -1, device=self.weight.device) - self.delay
             taps = torch.where((age >= 0) | self.looks_ahead, self.mean_decay ** age.abs(), 0.0)
@@ -176,12 +173,6 @@ def key_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim:
     ahead = config.look_ahead
     kernel, delay = config.short_convolution + ahead, int(config.token_shift) + ahead
     return _convolution(config, kernel, delay, hidden_size, heads * key_dim, heads, looks_ahead=ahead > 0)
-
-
-def strength_convolution(config: MemoryConfig, heads: int) -> ShortConvolution:
-    """Return the convolution of the logits of write strengths, with the taps of keys."""
-    kernel = config.short_convolution + config.look_ahead
-    return ShortConvolution(heads, kernel, config.look_ahead, around=config.write_strength_around)
 
 
 def _convolution(
