@@ -38,7 +38,7 @@ def model(recall_model: SenriForCausalLM) -> SenriForCausalLM:
 
 def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
     config = recall_config().finding
-    return Finding(model, RECALL_LAYER, replace(config, meeting=0.7), batches.kinds, first_weight=2.5)
+    return Finding(model, RECALL_LAYER, replace(config, meeting=0.7, text_weight=1.7), batches.kinds, first_weight=2.5)
 
 
 def test_kept_runs_are_what_the_layers_give(
@@ -254,7 +254,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             mixtures.append(torch.stack(mixed).sum())
     weight = sum(share for _, share in finding)
     found = sum(loss for loss, _ in finding) / weight + sum(mixtures) / weight
-    return found + torch.stack(plain_text).mean() + 0.7 * meeting / met
+    return found + 1.7 * torch.stack(plain_text).mean() + 0.7 * meeting / met
 
 
 def faint_memory(branch: Any, tokens: Any, batch: dict[str, torch.Tensor]) -> Any:
@@ -383,6 +383,16 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
     }
     copied = {name.removeprefix(prefix) for name in trained_names(copying())}
     assert copied == names | {"memory_codes.sharpness", "memory_say.sure", "memory_say.prior"}
+
+
+def test_only_what_says_a_read_learns_to_be_heard() -> None:
+    model = copying(look_ahead=3, write_delay=2)
+    choose_trained(model, "hearing")
+    prefix = f"model.layers.{RECALL_LAYER}.self_attn."
+    assert {name.removeprefix(prefix) for name in trained_names(model)} == {
+        *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found", "memory_codes.sharpness"),
+        *(f"memory_say.{name}" for name in ("sure", "prior", "repetition.weight", "repetition.bias")),
+    }
 
 
 def test_a_chat_ends_with_the_end_of_text(

@@ -8,7 +8,7 @@ from senri.errors import SenriError, nearest
 from senri.models.hand_built import MODELS
 from senri.training.recall.config import RecallConfig
 
-Train = Literal["values", "finding", "answering", "memory", "mixers", "all"]
+Train = Literal["values", "finding", "hearing", "answering", "memory", "mixers", "all"]
 Loss = Literal["distillation", "values", "finding", "language_model", "recall"]
 Gradient = Literal["full", "segment", "none"]
 StageName = Literal["distill", "memory", "full"]
@@ -74,9 +74,10 @@ class StageConfig:
             _check_least("", self, ("max_steps",), 1)
         if not 0 <= self.kl_weight <= 1:
             raise SenriError(f"kl_weight is {self.kl_weight}, but it must be from 0 to 1.")
-        for loss, train in (("values", "values"), ("finding", "finding"), ("recall", "answering")):
-            if (self.loss == loss) != (self.train == train) or (self.loss == loss and self.max_steps is None):
-                raise SenriError(f"the loss {loss} has samples without end: set max_steps, and train {train}.")
+        for loss, trains in (("values", ("values",)), ("finding", ("finding", "hearing")), ("recall", ("answering",))):
+            if (self.loss == loss) != (self.train in trains) or (self.loss == loss and self.max_steps is None):
+                wanted = " or ".join(trains)
+                raise SenriError(f"the loss {loss} has samples without end: set max_steps, and train {wanted}.")
         if self.loss == "distillation" and (self.kl_weight or self.train == "all"):
             raise SenriError("the loss distillation trains mixers towards the base's: set kl_weight 0, train mixers.")
 

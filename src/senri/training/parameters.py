@@ -37,6 +37,10 @@ _FINDING = ("memory.inputs.", "memory_read.", "memory_codes.", "memory_say.")
 makes the values: the layers above a memory that is added have learnt to hear them."""
 
 
+_HEARING = ("memory_read.", "memory_codes.", "memory_say.")
+"""What decides how surely a read is said, and as what."""
+
+
 def choose_trained(model: SenriForCausalLM, train: Train) -> None:
     """Mark what is trained and freeze the rest.
 
@@ -44,9 +48,9 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
         model: a Senri model.
         train: `values`: what makes the memories' values and adds those that were found, and queries and keys;
             `finding`: what makes queries, keys, write and read strengths, and how surely a memory that copies does so;
-            `answering`: these and what adds reads, for values stay centred where they are not trained; `memory`: all
-            of the memories, their gates and output projections; `mixers`: all of the mixers that have a memory;
-            `all`: everything.
+            `hearing`: how surely a read is said, and nothing of the memory; `answering`: `finding` and what adds reads,
+            for values stay centred where they are not trained; `memory`: all of the memories, their gates and output
+            projections; `mixers`: all of the mixers that have a memory; `all`: everything.
     """
     mixers = {f"model.layers.{index}.self_attn." for index in model.model.memory_branches()}
     fixed = {id(parameter) for parameter in _measured(model)}
@@ -56,6 +60,7 @@ def choose_trained(model: SenriForCausalLM, train: Train) -> None:
         chosen = {
             "values": in_mixer is not None and in_mixer in _VALUES,
             "finding": in_mixer is not None and in_mixer.startswith(_FINDING) and "v_proj" not in in_mixer,
+            "hearing": in_mixer is not None and in_mixer.startswith(_HEARING),
             "answering": in_mixer is not None and in_mixer.startswith("memory") and "v_proj" not in in_mixer,
             "memory": in_mixer is not None and in_mixer.startswith("memory"),
             "mixers": in_mixer is not None,

@@ -85,9 +85,9 @@ class Finding(Objective):
         `met` is the share of answer tokens whose query is most like their own key, `correct` of those at whose token
         the pointer points most, both weighed by what the model says and weighted as in the loss; `first` is that of
         first tokens alone, `correct_<kind>` that of one kind, over tokens; `cosine` is how much like their token's
-        value reads are; `asked` and `text` are mean read strengths before answers and in plain text, `kept` and
-        `passed` mean write strengths of answers and of the haystack; `length` is that of the text. A token that the
-        text does not hold counts nowhere but in plain text.
+        value reads are; `asked` and `text` are mean read strengths before answers and in plain text, `cost` the nats
+        that plain text loses by the memory; `kept` and `passed` mean write strengths of answers and of the haystack;
+        `length` is that of the text. A token that the text does not hold counts nowhere but in plain text.
 
         Args:
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
@@ -131,7 +131,8 @@ class Finding(Objective):
         is_asked = ~is_text & pointer.is_right.any(-1)
         of_asked = weight * is_asked / (weight * is_asked).sum().clamp(min=1e-6)
         of_text = is_text / is_text.sum().clamp(min=1)
-        loss = self.settings.meeting * meeting - (of_asked * pointed).sum() - ((of_asked + of_text) * mixed).sum()
+        hearing = ((of_asked + self.settings.text_weight * of_text) * mixed).sum()
+        loss = self.settings.meeting * meeting - (of_asked * pointed).sum() - hearing
         correct, strengths, there = (
             pointer.is_correct(self.settings.sharpness).float(),
             strengths.sigmoid(),
@@ -141,6 +142,7 @@ class Finding(Objective):
             "first": correct[is_asked & begins_answer(row)],
             "asked": strengths[is_asked],
             "text": strengths[is_text],
+            "cost": (alone.gather(1, wanted[:, None])[:, 0] - mixed)[is_text],
             "kept": written[:, there[(there >= 0) & (there < len(passing))]],
             "passed": written[:, passing],
             **{f"correct_{name}": correct[is_asked & (kinds[row] == kind)] for kind, name in enumerate(self.kinds)},
