@@ -179,7 +179,7 @@ class MemoryInputs(nn.Module):
             k = k * is_due[:, None, :, None]
             if shared is not None:
                 v, new["late_values"] = _channels_last(shift_tokens, v, state["late_values"], mask)
-                new["late_ids"] = self.recent(shared[1], state, mask)[1]
+                _, new["late_ids"] = _channels_last(shift_tokens, shared[1], state["late_ids"], mask)
         if self.config.short_convolution:
             if q is not None:
                 q, new["conv_q"] = _channels_last(self.conv_q, q, state["conv_q"], mask, asking)
@@ -217,16 +217,16 @@ class MemoryInputs(nn.Module):
             q, _ = _channels_last(self.conv_q, q, state["conv_q"], None, seen)
         return q
 
-    def recent(self, ids: Tensor, state: LayerState, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def recent(self, ids: Tensor, state: LayerState, mask: Tensor | None = None) -> Tensor:
         """Return for each token itself and those before it that are not written yet, `[batch, seq, late]`, -1 for none
-        or unknown; and `late_ids` behind them.
+        or unknown.
 
         Args:
             ids: as in `forward`.
             state: behind the tokens before, of all rows or of each.
             mask: as in `forward`.
         """
-        return recent_tokens(ids[:, 0], state["late_ids"].expand(len(ids), -1, -1), mask)
+        return recent_tokens(ids[:, 0], state["late_ids"].expand(len(ids), -1, -1), mask)[0]
 
     def _project(
         self, asking: Tensor | None, due: Tensor, written: Tensor, shared: tuple[Tensor, ...] | None

@@ -105,14 +105,14 @@ class ShortConvolution(nn.Module):
         """
         x = self._same_size(x)
         if self.gates is None:
-            out, new_past = self._convolve(x, past, mask)
+            out, new_past = convolve(x, past, self.weight, mask)
             return self._bound(self._same_size(out), None), new_past
         assert hidden_states is not None
         gates = self._gates(hidden_states, x.dtype)
         if self.has_mean:
             salience = gates[..., len(self.sizes) : len(self.sizes) + 1]
             x = x * self._by_channel(F.pad(salience, (len(self.sizes) - 1, 0), value=1.0))
-        out, new_past = self._convolve(x, past, mask)
+        out, new_past = convolve(x, past, self.weight, mask)
         if written is not None:
             gates = self._gates(written, x.dtype)
         out = self._bound(self._same_size(out), gates[..., -1:])
@@ -150,17 +150,6 @@ class ShortConvolution(nn.Module):
         """Give every channel its share's gate: `[batch, seq, heads, shares]` to `[batch, seq, channels]`."""
         shares = zip(gates.split(1, dim=-1), self.sizes, strict=True)
         return torch.cat([gate.expand(*gate.shape[:-1], size) for gate, size in shares], dim=-1).flatten(2)
-
-    def _convolve(self, x: Tensor, past: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        weight = self.weight.to(past.dtype).unsqueeze(1)
-
-        def mix(inputs: Tensor) -> Tensor:
-            if inputs.shape[1] < weight.shape[-1]:  # no token
-                return inputs[:, :0]
-            with torch.autocast(inputs.device.type, enabled=False):  # in the past's dtype, that of the state
-                return F.conv1d(inputs.transpose(1, 2), weight, groups=len(weight)).transpose(1, 2)
-
-        return over_real_tokens(x, past, mask, mix)
 
 
 def query_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int) -> ShortConvolution:
@@ -205,6 +194,26 @@ def shift_tokens(x: Tensor, past: Tensor, mask: Tensor | None = None, late: int 
     """
     skipped = 0 if late is None else past.shape[1] - late
     return over_real_tokens(x, past, mask, lambda inputs: inputs[:, skipped : skipped + x.shape[1]])
+
+
+def convolve(x: Tensor, past: Tensor, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Convolve each channel by its own taps, causally; else as above.
+
+    Args:
+        x: `[batch, seq, channels]`.
+        past: `[batch, taps - 1, channels]`.
+        weight: `[outputs, taps]`, as many outputs for each channel, one after another.
+        mask: `[batch, seq]`, False for padding.
+    """
+    taps = weight.to(past.dtype).unsqueeze(1)
+
+    def mix(inputs: Tensor) -> Tensor:
+        if inputs.shape[1] < taps.shape[-1]:  # no token
+            return inputs.new_zeros(len(inputs), 0, len(taps))
+        with torch.autocast(inputs.device.type, enabled=False):  # in the past's dtype, that of the state
+            return F.conv1d(inputs.transpose(1, 2), taps, groups=inputs.shape[-1]).transpose(1, 2)
+
+    return over_real_tokens(x, past, mask, mix)
 
 
 def recent_tokens(ids: Tensor, past: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

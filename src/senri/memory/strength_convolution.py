@@ -1,10 +1,9 @@
 """StrengthConvolution: smooths write strengths along a text without blurring where what is worth keeping ends."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senri.memory.short_convolution import over_real_tokens
+from senri.memory.short_convolution import convolve
 
 _SIDES = 2
 
@@ -29,7 +28,7 @@ class StrengthConvolution(nn.Module):
 
     def __init__(self, heads: int, kernel_size: int, delay: int, around: int) -> None:
         super().__init__()
-        self.heads, self.delay, self.around = heads, delay, around
+        self.delay, self.around = delay, around
         self.weight = nn.Parameter(torch.empty(_SIDES * heads, kernel_size))
         self.reset_parameters()
 
@@ -48,14 +47,6 @@ class StrengthConvolution(nn.Module):
             past: those before, `[batch, kernel_size - 1, heads]`, zeros at the start.
             mask: `[batch, seq]`, False for tokens that are not there.
         """
-        weight = self.weight.to(past.dtype).unsqueeze(1)
-
-        def mix(inputs: Tensor) -> Tensor:
-            if inputs.shape[1] < weight.shape[-1]:  # no token
-                return inputs[:, :0]
-            with torch.autocast(inputs.device.type, enabled=False):  # in the past's dtype, that of the state
-                sums = F.conv1d(inputs.transpose(1, 2), weight, groups=self.heads)
-            larger: Tensor = sums.unflatten(1, (self.heads, _SIDES)).amax(2)
-            return larger.transpose(1, 2)
-
-        return over_real_tokens(logits, past, mask, mix)
+        sums, new_past = convolve(logits, past, self.weight, mask)
+        larger: Tensor = sums.unflatten(-1, (-1, _SIDES)).amax(-1)
+        return larger, new_past

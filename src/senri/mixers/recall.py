@@ -73,13 +73,13 @@ def not_written_yet(
     if masks.sequence_ids is not None:
         rows = PackedRows.from_sequence_ids(masks.sequence_ids)
         (unpacked,) = _unpacked(rows, (ids,))
-        recent, _ = branch.inputs.recent(unpacked, branch.inputs.init_state(rows.shape[0], ids.device), rows.mask)
+        recent = branch.inputs.recent(unpacked, branch.inputs.init_state(1, ids.device), rows.mask)
         return rows.pack(recent, like=masks.sequence_ids)
     if past_key_values is None:
-        return branch.inputs.recent(ids, branch.inputs.init_state(len(ids), ids.device), masks.tokens)[0]
+        return branch.inputs.recent(ids, branch.inputs.init_state(1, ids.device), masks.tokens)
     layer = past_key_values.layers[layer_idx]
     assert isinstance(layer, SenriMemoryLayer)
-    return branch.inputs.recent(ids, layer.memory_before(len(ids), ids.device), masks.tokens)[0]
+    return branch.inputs.recent(ids, layer.memory_before(len(ids), ids.device), masks.tokens)
 
 
 def let_pass(hidden_states: Tensor, past_key_values: Cache | None, layer_idx: int) -> None:

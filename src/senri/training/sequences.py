@@ -25,7 +25,7 @@ from senri.evaluation.settings import default_settings
 from senri.training.config import Recipe
 from senri.training.held_out import document_tokens
 from senri.training.needle_blocks import NeedleMixing, with_needles
-from senri.training.recall.config import HaystackConfig
+from senri.training.recall.haystack_config import HaystackConfig
 from senri.training.rows import TrainingRows, whole_batches
 
 _SOURCE_BLOCKS = 8

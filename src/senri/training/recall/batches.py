@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from senri.models.modeling_senri import SenriForCausalLM
-from senri.training.recall.config import FindingConfig, HaystackConfig, WindowConfig
+from senri.training.recall.config import FindingConfig, WindowConfig
+from senri.training.recall.haystack_config import HaystackConfig
 from senri.training.recall.haystacks import Asked, Haystacks
 from senri.training.recall.kept import KeptRuns
 

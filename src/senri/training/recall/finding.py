@@ -244,8 +244,8 @@ class Finding(Objective):
         repetition = self._mixer.memory_say.repetition if isinstance(self._mixer, CopiedMemory) else None
         if repetition is None:
             return None
-        start = branch.inputs.init_state(len(asking_ids), asking_ids.device)
-        recent, _ = branch.inputs.recent(asking_ids[:, None, :, None].float(), start)
+        start = branch.inputs.init_state(1, asking_ids.device)
+        recent = branch.inputs.recent(asking_ids[:, None, :, None].float(), start)
         penalty = repetition(branch.inputs.seen(seen[row, column]))
         return penalty.float(), recent[row, column]
 

@@ -18,7 +18,8 @@ from senri.data.facts import FactMaker, ask
 from senri.data.packing import tokens_of
 from senri.errors import SenriError
 from senri.models.modeling_senri import SenriForCausalLM
-from senri.training.recall.config import HaystackConfig, LengthsConfig
+from senri.training.recall.config import LengthsConfig
+from senri.training.recall.haystack_config import HaystackConfig
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
 
