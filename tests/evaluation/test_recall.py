@@ -154,6 +154,29 @@ def test_shared_and_full_reading_give_the_same_answers(small: Any, bytes_tokeniz
     assert "share one reading" in outcome.summary[1]
 
 
+def test_what_is_hidden_stands_before_the_question_in_the_window(small: Any, bytes_tokenizer: Any) -> None:
+    read: list[str] = []
+
+    class Recorded:
+        def fork(self) -> "Recorded":
+            read.append("fork")
+            return self
+
+        def read(self, ids: torch.Tensor) -> None:
+            read.append(bytes_tokenizer.decode(ids[0].tolist()))
+
+        def logits(self, ids: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
+            read.append("question")
+            return torch.zeros(1, logits_to_keep, 257)
+
+    subject = Subject(model_with(), bytes_tokenizer, "tiny")
+    text = recall_units(subject, small)[0].run.__self__  # type: ignore[attr-defined]
+    (sample,) = [one for one in text.samples if one.task == "two_keys"][:1]
+    text._without_memory(Recorded(), sample)
+    hidden = [f" {sentence}" for sentence, _ in sample.hidden]
+    assert len(hidden) == 2 and read == ["fork", "question", "fork", *hidden, "question"]
+
+
 def test_what_the_controls_know_is_warned_of(small: Any, bytes_tokenizer: Any) -> None:
     subject = Subject(model_with(), bytes_tokenizer, "tiny")
     answer = {"task": "single_noise", "sample": 0, "depth": 0.1, "tokens_right": 1.0, "exact": True}

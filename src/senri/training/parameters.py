@@ -32,13 +32,12 @@ _VALUES = (
 """Values and what is done with those that were found; with queries and keys, whose start is solved."""
 
 
-_FINDING = ("memory.inputs.", "memory_read.", "memory_codes.", "memory_say.")
+_HEARING = ("memory_read.", "memory_codes.", "memory_say.")
+"""What decides how surely a read is said, and as what; beginnings of names."""
+
+_FINDING = ("memory.inputs.", *_HEARING)
 """What decides whether a query meets its key, and how surely a read is said, beginnings of names; not `v_proj`, which
 makes the values: the layers above a memory that is added have learnt to hear them."""
-
-
-_HEARING = ("memory_read.", "memory_codes.", "memory_say.")
-"""What decides how surely a read is said, and as what."""
 
 
 def choose_trained(model: SenriForCausalLM, train: Train) -> None:
