@@ -454,7 +454,10 @@ def test_the_recipe_says_finds_and_recalls_and_goes_on_where_it_was(
     monkeypatch.undo()
     assert run("cut") == whole
     for word, message in (
-        ("training.stages.memory.train=memory", "train finding"),
+        ("training.stages.memory.train=memory", "train finding or hearing"),
+        ("training.stages.full.train=hearing", "train finding or hearing"),
+        ("training.recall.finding.fainter=-1", "finding.fainter is -1"),
+        ("training.recall.finding.text_weight=-1", "finding.text_weight is -1"),
         ("training.stages.memory.max_steps=null", "set max_steps"),
     ):
         with pytest.raises(SenriError, match=message):
