@@ -134,7 +134,9 @@ def tiny_model(mixer: str, family: str = "llama", seed: int = 0, **options: obje
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Fresh ones add nothing, or the same everywhere; here they must.
-            if any(part in name for part in ("memory_o_proj", ".sink.", "memory_read", "memory_say.repetition")):
+            if any(
+                part in name for part in ("memory_o_proj", ".sink.", "memory_read", "memory_say.repetition", "say.end")
+            ):
                 parameter.normal_(std=0.5)
     return model
 

@@ -1,6 +1,7 @@
 """A memory whose reads are said at the head: what is mixed, what stays the base's, and codes that tell tokens apart."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,19 +16,20 @@ from senri.models import SenriForCausalLM
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
 
+@pytest.mark.parametrize("ends", [None, 7, [7, 9]])
 @pytest.mark.parametrize("mixer", ["copy", "copy_late"])
 @torch.no_grad()
 def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
-    build: Callable[..., SenriForCausalLM], ids: Tensor, mixer: str
+    build: Callable[..., SenriForCausalLM], ids: Tensor, mixer: str, ends: Any
 ) -> None:
     """Against a loop over positions and tokens."""
-    model = build(mixer)
+    model = build(mixer, eos_token_id=ends)
     memory, found = model.model.layers[1].self_attn, []
     memory.memory_say.sure.fill_(0.7)
     memory.memory_say.prior.fill_(0.4)
     memory.register_forward_hook(lambda module, _args, _out: found.append(module.found))
     said = model(ids).logits
-    (read, strength, shown), embeddings = found[0], model.model.embed_tokens.weight
+    (read, strength, ending, shown), embeddings = found[0], model.model.embed_tokens.weight
     late = model.config.memory_config_of(1).tokens_late
     assert (shown is None) == (late == 0)
     with model.memory_disabled():
@@ -36,13 +38,19 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
     codes = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
     for row, position in ((0, 0), (0, 28), (1, 7)):
         likeness = torch.stack([F.cosine_similarity(read[row, position], code, dim=0) for code in codes])
-        read_says = (6.0 * likeness).softmax(-1) * alone[row, position] ** 0.4
+        read_says = (6.0 * likeness).softmax(-1)
+        if ends is not None:
+            end = ending[row, position].sigmoid()
+            assert 0.001 < end < 0.999
+            read_says = read_says * (1 - end)
+            read_says[7] += end[0]
+        read_says = read_says * alone[row, position] ** 0.4
         if shown is not None:
             assert shown[0].std() > 0.1
             waiting = ids[row, max(position - late + 1, 0) : position + 1].unique()
             read_says[waiting] *= (-shown[0][row, position]).exp()
         read_says = read_says / read_says.sum()
-        share = (strength[row, position] + 0.7 * read_says.max().log()).sigmoid()
+        share = (strength[row, position, 0] + 0.7 * read_says.max().log()).sigmoid()
         wanted = share * read_says + (1 - share) * alone[row, position]
         torch.testing.assert_close(said[row, position].exp(), wanted, **TOLERANCE)
 

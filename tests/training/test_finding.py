@@ -86,8 +86,10 @@ def test_answers_point_to_the_same_tokens() -> None:
     assert aligned([7, 8], [1, 2]) == [-1, -1]
 
 
-def test_a_haystack_holds_what_is_asked_for(finding_batches: Any, recall_rows: TrainingRows) -> None:
-    batches = finding_batches()
+def test_a_haystack_holds_what_is_asked_for(
+    finding_batches: Any, recall_rows: TrainingRows, bytes_tokenizer: Any
+) -> None:
+    batches, ended = finding_batches(), False
     flat = torch.cat(list(recall_rows.tokens))
     kinds, found = set(), set()
     for step in range(12):
@@ -95,7 +97,13 @@ def test_a_haystack_holds_what_is_asked_for(finding_batches: Any, recall_rows: T
         ids, asked = batch["ids"][0], batch["kinds"] >= 0
         targets, points = batch["targets"][asked], batch["points"][asked]
         there = points >= 0
-        assert there.any() and torch.equal(ids[points[there]], targets[there])
+        ends = targets == bytes_tokenizer.eos_token_id
+        copied = there & ~ends
+        assert copied.any() and torch.equal(ids[points[copied]], targets[copied])
+        # Where an answer ends, what follows it in the text is met.
+        before = points[:, :-1][ends[:, 1:]]
+        assert torch.equal(points[ends], torch.where(before >= 0, before + 1, -1))
+        ended |= bool(ends.any())
         assert not (batch["points"][~asked] >= 0).any()
         assert batch["states"].shape == (1, len(ids), 32) and int((~asked).sum()) >= 2
         assert int(asked.sum()) <= 5 + 3
@@ -113,7 +121,7 @@ def test_a_haystack_holds_what_is_asked_for(finding_batches: Any, recall_rows: T
         found.add(int(starts[0]) if len(starts) else -1)
         if len(starts):
             assert ids[0] == flat[starts[0]]
-    assert "passages" in kinds and len(kinds) > 3 and len(found) > 6
+    assert "passages" in kinds and len(kinds) > 3 and len(found) > 6 and ended
 
 
 @pytest.mark.parametrize("share", [0, 1])
@@ -159,6 +167,9 @@ def test_haystacks_are_decided_by_seed_and_number_and_grow(finding_batches: Any)
 PRIOR = 0.3
 """More than the recipe's, so that it shows."""
 
+END = 256
+"""The byte tokenizer's end of text."""
+
 
 def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness: float) -> torch.Tensor:
     """Each question read token by token from the memory behind the text; shares and losses in loops."""
@@ -182,7 +193,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
     values = (values * branch.memory.norm_weight[:, None]).transpose(0, 1).flatten(1).detach()
     values = values if copied else values - values.mean(0)
     behind = {**branch(text, branch.init_state(1), given)[1], **faint_memory(branch, tokens, batch)}
-    finding, mixtures, plain_text, meeting, met = [], [], [], 0.0, 0.0
+    finding, mixtures, plain_text, meeting, met, heard = [], [], [], 0.0, 0.0, 0.0
     for row, targets in enumerate(batch["targets"]):
         tail = seen(batch["asking"][row : row + 1], batch["asking_ids"][row : row + 1])
         some = tail.new_zeros(1, branch.num_key_value_heads, tail.shape[1], branch.value_dim)
@@ -220,10 +231,11 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             possible = plain[batch["ids"][0]] ** PRIOR * penalty[batch["ids"][0]].detach()
             shares = likeness.mul(sharpness * clear).exp() * possible[candidates]
             shares = shares / shares.sum()
+            ends = not is_text and int(targets[place]) == END
             right = [
                 order
                 for order, at in enumerate(candidates)
-                if ids[at] == targets[place] or (at == point and not copied)
+                if not ends and (ids[at] == targets[place] or (at == point and not copied))
             ]
             share = shares[right].sum() if right else shares.new_tensor(0.0)
             if right and not is_text:
@@ -235,14 +247,17 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             )
             if copied:
                 every = said_by_codes(mixer.memory_codes, embed.weight, one.detach())
+                end = mixer.memory_say.end(torch.cat([branch.inputs.seen(tail[0, place]), one.detach()])).sigmoid()
+                every = every * (1 - end) + end * F.one_hot(torch.tensor(END), len(every))
                 every = every * plain**mixer.memory_say.prior * penalty
                 every = every / every.sum()
                 said = every[targets[place]]
                 strength = strength + mixer.memory_say.sure * every.max().log()
             strength = strength.mean().sigmoid()
             log_mixed = (strength * said + (1 - strength) * plain[targets[place]]).log()
-            if right or is_text:
+            if right or is_text or (ends and copied):
                 (plain_text if is_text else mixed).append(-(1 if is_text else weight) * log_mixed)
+                heard += 0 if is_text else weight
             if 0 <= point < keys.shape[1]:
                 share_of_answer = weight / (1.5 + len(places))
                 meets = products.mean(0).mul(sharpness).exp() * possible[: keys.shape[1]]
@@ -253,7 +268,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
         if mixed:
             mixtures.append(torch.stack(mixed).sum())
     weight = sum(share for _, share in finding)
-    found = sum(loss for loss, _ in finding) / weight + sum(mixtures) / weight
+    found = sum(loss for loss, _ in finding) / weight + sum(mixtures) / heard
     return found + 1.7 * torch.stack(plain_text).mean() + 0.7 * meeting / met
 
 
@@ -308,6 +323,7 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     if combine != "add":
         torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.sure, 0.6)
         torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.prior, 0.3)
+        torch.nn.init.normal_(double.model.layers[RECALL_LAYER].self_attn.memory_say.end.weight, std=0.3)
     batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
     found = objective(double, batches)(**batch)
     mine = gradients(double, found["loss"])
@@ -382,7 +398,8 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
         *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found"),
     }
     copied = {name.removeprefix(prefix) for name in trained_names(copying())}
-    assert copied == names | {"memory_codes.sharpness", "memory_say.sure", "memory_say.prior"}
+    said = (f"memory_say.{name}" for name in ("sure", "prior", "end.weight", "end.bias"))
+    assert copied == names | {"memory_codes.sharpness", *said}
 
 
 def test_only_what_says_a_read_learns_to_be_heard() -> None:
@@ -391,7 +408,8 @@ def test_only_what_says_a_read_learns_to_be_heard() -> None:
     prefix = f"model.layers.{RECALL_LAYER}.self_attn."
     assert {name.removeprefix(prefix) for name in trained_names(model)} == {
         *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found", "memory_codes.sharpness"),
-        *(f"memory_say.{name}" for name in ("sure", "prior", "repetition.weight", "repetition.bias")),
+        *(f"memory_say.{name}" for name in ("sure", "prior", "end.weight", "end.bias")),
+        *("memory_say.repetition.weight", "memory_say.repetition.bias"),
     }
 
 
@@ -401,7 +419,7 @@ def test_a_chat_ends_with_the_end_of_text(
     template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
     monkeypatch.setattr(bytes_tokenizer, "chat_template", template, raising=False)
     for asked in (one for of_fact in haystacks(styles=["chat"])._about for one in of_fact):
-        assert asked.ids[-1] == bytes_tokenizer.eos_token_id and asked.points[-1] == -1
+        assert asked.ids[-1] == bytes_tokenizer.eos_token_id and asked.points[-1] == asked.points[-2] + 1
         assert bytes_tokenizer.decode(list(asked.ids[: asked.answer])).endswith(">")
         assert len(asked.points) > 2 and all(point >= 0 for point in asked.points[:-1])
 

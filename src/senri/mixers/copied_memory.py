@@ -52,14 +52,25 @@ class Found(NamedTuple):
 
     Attributes:
         read: `[batch, seq, heads x value_dim]`.
-        strength: logits of the read strength, `[batch, seq]`.
+        strength: logits of the read strength, `[batch, seq, 1]`.
+        ending: of `Saying.ending`, `[batch, seq, 1]`; None where nothing ends an answer.
         shown: the penalty of tokens that are not written yet, `[batch, seq, 1]`, and these, `[batch, seq, late]`, -1
             for none; None where the memory does not wait.
     """
 
     read: Tensor
     strength: Tensor
+    ending: Tensor | None
     shown: tuple[Tensor, Tensor] | None
+
+    def kept(self, logits_to_keep: int | Tensor) -> "Found":
+        """Return what was found at some positions, as transformers' `slice_logits_to_keep` chooses them."""
+        read, strength = (slice_logits_to_keep(part, logits_to_keep) for part in (self.read, self.strength))
+        ending = None if self.ending is None else slice_logits_to_keep(self.ending, logits_to_keep)
+        if self.shown is None:
+            return Found(read, strength, ending, None)
+        penalty, recent = (slice_logits_to_keep(part, logits_to_keep) for part in self.shown)
+        return Found(read, strength, ending, (penalty, recent))
 
 
 class CopiedMemory(SoftmaxAttention):
@@ -80,7 +91,7 @@ class CopiedMemory(SoftmaxAttention):
         scale = config.initializer_range
         self.memory_codes = TokenCodes(config.hidden_size, width, memory.copy_sharpness, scale)
         waits = isinstance(self.memory, MemoryBranch) and memory.tokens_late > 0
-        self.memory_say = Saying(memory.copy_prior, sizes["hidden_size"] if waits else None)
+        self.memory_say = Saying(memory.copy_prior, sizes["hidden_size"], width, config.end_token, waits)
         self.found: Found | None = None
 
     def forward(
@@ -102,10 +113,11 @@ class CopiedMemory(SoftmaxAttention):
             recent = not_written_yet(self.memory, given[1], masks, past_key_values, self.layer_idx)
             read = recall(self.memory, seen, given, masks, past_key_values, self.layer_idx)
             seen = self.memory.inputs.seen(seen)
-            strength = self.memory_read.logits(read, seen).mean(-1)
+            strength = self.memory_read.logits(read, seen).mean(-1, keepdim=True)
             repetition = self.memory_say.repetition
             shown = None if repetition is None or recent is None else (repetition(seen), recent)
-            self.found = Found(read.flatten(2), strength, shown)
+            read = read.flatten(2)
+            self.found = Found(read, strength, self.memory_say.ending(seen, read), shown)
         else:
             let_pass(hidden_states, past_key_values, self.layer_idx)
         return super().forward(hidden_states, masks, position_embeddings, past_key_values, **kwargs)
@@ -161,11 +173,8 @@ class CopiedMemory(SoftmaxAttention):
                 "reentrant gradient checkpointing would lose the gradients of a memory that the head says: set "
                 "gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
-        read, strength, *shown = (
-            slice_logits_to_keep(part, logits_to_keep)
-            for part in (found.read, found.strength.float().unsqueeze(-1), *(found.shown or ()))
-        )
+        found = found.kept(logits_to_keep)
         alone = logits.float().log_softmax(-1)
-        said = self.memory_codes(read, embeddings)
-        copied, strength = self.memory_say(said, alone, strength, tuple(shown) or None)
+        said = self.memory_codes(found.read, embeddings)
+        copied, strength = self.memory_say(said, alone, found.strength.float(), found.ending, found.shown)
         return mixture(copied, alone, strength).to(logits.dtype)

@@ -1,8 +1,13 @@
 """Saying: mixes the tokens that a memory found into what the model says."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_HARDLY_ENDS = -7.0
+"""Logit of the end's share before it is learnt: one token of a thousand."""
 
 
 class Saying(nn.Module):
@@ -16,31 +21,55 @@ class Saying(nn.Module):
     are said less, as by a repetition penalty (Keskar et al. 2019, arXiv 1909.05858, section 4.1), but only of the
     memory's and by as much as a state says: an answer has none of the question's words, and a number its digits again.
 
+    A text goes on where an answer ends, so that no read says the end. A state and what was read there do: the memory
+    gives the end of text a share of what it says.
+
     Args:
         prior: where that power starts.
-        hidden_size: of the states; None where nobody says which tokens the window shows.
+        hidden_size: of the states.
+        width: of a read.
+        end_token: that ends an answer; None for none.
+        waits: whether the window shows tokens that are not written yet.
     """
 
-    def __init__(self, prior: float, hidden_size: int | None) -> None:
+    def __init__(self, prior: float, hidden_size: int, width: int, end_token: int | None, waits: bool) -> None:
         super().__init__()
-        self.start = prior
+        self.start, self.end_token = prior, end_token
         self.prior = nn.Parameter(torch.empty(1))
         self.sure = nn.Parameter(torch.empty(1))
-        self.repetition = None if hidden_size is None else nn.Linear(hidden_size, 1)
+        self.end = None if end_token is None else nn.Linear(hidden_size + width, 1)
+        self.repetition = nn.Linear(hidden_size, 1) if waits else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the power to its start; how strongly the memory is heard does not go by how sure it is, nor what it says
-        by what the window shows.
+        by what the window shows, and hardly anything ends.
         """
         nn.init.constant_(self.prior, self.start)
         nn.init.zeros_(self.sure)
         if self.repetition is not None:
             nn.init.zeros_(self.repetition.weight)
             nn.init.zeros_(self.repetition.bias)
+        if self.end is not None:
+            nn.init.zeros_(self.end.weight)
+            nn.init.constant_(self.end.bias, _HARDLY_ENDS)
+
+    def ending(self, seen: Tensor, read: Tensor) -> Tensor | None:
+        """Return logits of the end's share, `[..., 1]`; None where nothing ends.
+
+        Args:
+            seen: states, `[..., hidden_size]`.
+            read: `[..., width]`.
+        """
+        return None if self.end is None else cast(Tensor, self.end(torch.cat([seen, read.to(seen.dtype)], dim=-1)))
 
     def forward(
-        self, found: Tensor, alone: Tensor, strength: Tensor, shown: tuple[Tensor, Tensor] | None
+        self,
+        found: Tensor,
+        alone: Tensor,
+        strength: Tensor,
+        ending: Tensor | None,
+        shown: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Return what the memory says where the model speaks, and the logit of its share.
 
@@ -50,9 +79,14 @@ class Saying(nn.Module):
             found: log-probabilities of what was read, `[..., vocabulary]`, float32.
             alone: those of the model without its memory.
             strength: logits of the share `[..., 1]`, from the hidden state and the size of the read.
+            ending: of `ending`.
             shown: by how much log-probabilities of tokens that the window shows are lowered, `[..., 1]`, what
                 `repetition` makes of the states; and these tokens, `[..., late]`, -1 for none.
         """
+        if ending is not None:
+            ends = torch.full_like(found, -torch.inf)
+            ends[..., self.end_token] = F.logsigmoid(ending.float())[..., 0]
+            found = torch.logaddexp(found + F.logsigmoid(-ending.float()), ends)
         found = found + self.prior.float() * alone
         if shown is not None:
             penalty, recent = shown

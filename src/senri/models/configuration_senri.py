@@ -111,6 +111,11 @@ class SenriConfig(PreTrainedConfig):
         return FAMILIES[self.base_model_type]
 
     @property
+    def end_token(self) -> int | None:
+        """The token that ends a text or an answer, of several the first; None where there is none."""
+        return self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id
+
+    @property
     def memory_config(self) -> MemoryConfig:
         """The typed `memory` section, common to all layers that say nothing else."""
         return MemoryConfig.from_dict(dict(self.memory or {}))

@@ -63,6 +63,7 @@ class Finding(Objective):
         if not hasattr(model.model.layers[start_layer].self_attn, "memory_read"):
             raise SenriError("the loss finding teaches a read strength: set memory.learned_read_strength to true.")
         self.start_layer, self.settings = start_layer, config
+        self._end_token = -1 if (end := model.config.end_token) is None else end
         self.kinds, self.first_weight = kinds, first_weight
 
     def forward(
@@ -87,7 +88,8 @@ class Finding(Objective):
         first tokens alone, `correct_<kind>` that of one kind, over tokens; `cosine` is how much like their token's
         value reads are; `asked` and `text` are mean read strengths before answers and in plain text, `cost` the nats
         that plain text loses by the memory; `kept` and `passed` mean write strengths of answers and of the haystack;
-        `length` is that of the text. A token that the text does not hold counts nowhere but in plain text.
+        `length` is that of the text; `ended` is the share that the memory gives to ends of answers. A token that the
+        text does not hold counts nowhere but in plain text; ends of answers count for the mixture.
 
         Args:
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
@@ -127,11 +129,16 @@ class Finding(Objective):
         memory: Any = self._mixer.memory
         size = mean_square(read, memory.memory.norm_weight.float(), memory.config.eps)
         pointed = pointer.log_probabilities(self.settings.sharpness, clearness(size, noise))
-        mixed = self._mixed(read.detach(), pointed.detach(), wanted, alone, strengths, shown)
-        is_asked = ~is_text & pointer.is_right.any(-1)
-        of_asked = weight * is_asked / (weight * is_asked).sum().clamp(min=1e-6)
+        ending = self._ending(seen[row, column], read.detach())
+        mixed = self._mixed(read.detach(), pointed.detach(), wanted, alone, strengths, ending, shown)
+        ends = ~is_text & (wanted == self._end_token)
+        is_asked = ~is_text & ~ends & pointer.is_right.any(-1)
+        of_asked, of_answers = (
+            weight * some / (weight * some).sum().clamp(min=1e-6)
+            for some in (is_asked, is_asked if ending is None else is_asked | ends)
+        )
         of_text = is_text / is_text.sum().clamp(min=1)
-        hearing = ((of_asked + self.settings.text_weight * of_text) * mixed).sum()
+        hearing = ((of_answers + self.settings.text_weight * of_text) * mixed).sum()
         loss = self.settings.meeting * meeting - (of_asked * pointed).sum() - hearing
         correct, strengths, there = (
             pointer.is_correct(self.settings.sharpness).float(),
@@ -145,6 +152,7 @@ class Finding(Objective):
             "cost": (alone.gather(1, wanted[:, None])[:, 0] - mixed)[is_text],
             "kept": written[:, there[(there >= 0) & (there < len(passing))]],
             "passed": written[:, passing],
+            "ended": correct[:0] if ending is None else ending.sigmoid()[ends],
             **{f"correct_{name}": correct[is_asked & (kinds[row] == kind)] for kind, name in enumerate(self.kinds)},
         }
         if bool(is_asked.any()):
@@ -249,6 +257,18 @@ class Finding(Objective):
         penalty = repetition(branch.inputs.seen(seen[row, column]))
         return penalty.float(), recent[row, column]
 
+    def _ending(self, seen: Tensor, read: Tensor) -> Tensor | None:
+        """Return logits of the end's share, `[tokens, 1]`; None for a memory that ends nothing.
+
+        Args:
+            seen: what the memory sees, `[tokens, width]`.
+            read: as in `_pointer`.
+        """
+        if not isinstance(self._mixer, CopiedMemory):
+            return None
+        branch: Any = self._mixer.memory
+        return self._mixer.memory_say.ending(branch.inputs.seen(seen), read)
+
     @torch.no_grad()
     def _likely(self, alone: Tensor, shown: tuple[Tensor, Tensor] | None, candidates: Tensor) -> Tensor:
         """Return what a pointer adds to the logits of candidates, by their token: `[tokens, candidates]`."""
@@ -280,6 +300,7 @@ class Finding(Objective):
         wanted: Tensor,
         alone: Tensor,
         strengths: Tensor,
+        ending: Tensor | None,
         shown: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """Return log-probabilities of the right tokens, `[tokens]`, where what was found is mixed with what the model
@@ -291,11 +312,12 @@ class Finding(Objective):
             wanted: the right tokens.
             alone: log-probabilities of what the model without memory says, `[tokens, vocabulary]`.
             strengths: logits of the read strength, `[tokens]`.
+            ending: of `_ending`.
             shown: as in `_likely`.
         """
         if isinstance(self._mixer, CopiedMemory):
             copied = self._mixer.memory_codes(read, self.model.model.embed_tokens.weight)
-            copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None], shown)
+            copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None], ending, shown)
             pointed, strengths = copied.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), strengths[:, 0]
         return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
 

@@ -23,6 +23,9 @@ from senri.training.recall.haystack_config import HaystackConfig
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
 
+_ENDS = ("chat", "question")
+"""Styles of asking in which nothing comes behind the answer; the others are sentences that go on."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -34,7 +37,7 @@ class Asked:
         context: tokens of plain text at its beginning.
         answer: where in them the answer begins.
         points: for each token of the answer where it stands in the fact, or, of a passage, in the whole text; -1 for
-            one that does not stand there as the same token.
+            one that does not stand there as the same token. For the end of text where what follows the answer stands.
         kind: as its place among `Haystacks.kinds`.
     """
 
@@ -228,12 +231,16 @@ class Haystacks:
                     message = [{"role": "user", "content": fact.question}]
                     text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
                     # As it stands in the text: without the space before it, its first token would be another one.
-                    question, answer, end = f"\n{text}", f" {fact.answer}", [self._tokenizer.eos_token_id]
+                    question, answer = f"\n{text}", f" {fact.answer}"
                 else:
-                    question, answer, end = *ask(fact, style), []
+                    question, answer = ask(fact, style)
                 ids = tokens_of(answer, self._tokenizer)
                 tail = [*self._some(config.question_context, rng), *tokens_of(question, self._tokenizer)]
-                points = [*aligned(ids, sentence), *(-1 for _ in end)]
+                points, end = aligned(ids, sentence), []
+                if style in _ENDS:
+                    # Nothing in the text says the end, but what follows the answer there is met.
+                    end = [self._tokenizer.eos_token_id]
+                    points.append(points[-1] + 1 if points[-1] >= 0 else -1)
                 kind = self.kinds.index(fact.kind)
                 asked.append(self._add([*tail, *ids, *end], config.question_context, len(tail), points, kind))
             self._about.append(asked)
