@@ -219,6 +219,24 @@ def test_the_fast_path_and_the_plain_one_take_the_same_steps(whole: TrainingOutc
             assert mine[2] == pytest.approx(theirs[2], rel=bound)
 
 
+@pytest.mark.parametrize(
+    ("has_it", "precision", "is_said"),
+    [(False, "bfloat16", True), (True, "bfloat16", False), (False, "float32", False)],
+)
+def test_a_processor_that_emulates_bfloat16_is_told(
+    recipe_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_it: bool,
+    precision: str,
+    is_said: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has_it, "amx_bf16": False})
+    said = list[str]()
+    words = [f"training.precision={precision}", "training.stages.memory.max_steps=1"]
+    ThreeStageTrainer(ConfigManager(recipe_file, words), say=said.append).train()
+    assert any("training.precision=float32 is several times as fast" in line for line in said) == is_said
+
+
 def test_a_curriculum_cuts_sequences(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     forward = LanguageModelling.forward

@@ -14,6 +14,7 @@ from senri.errors import SenriError
 from senri.settings import load_settings, save_resolved
 
 if TYPE_CHECKING:
+    from senri.conversion import Preset
     from senri.data import TokenStream
 
 
@@ -93,13 +94,13 @@ def demo(
     to_hide = open_facts(settings.facts)
     make_folder(out)
     save_resolved(settings, out / "demo.yaml")
-    base = _converted(settings.preset, out / "model")
+    preset = _converted(settings.preset, out / "model")
     model, tokenizer = open_model(out / "model")
     stream = TokenStream(document, tokenizer, settings.block_characters)
     length = _length_to_read(stream, settings)
-    findings = measure(model, tokenizer, stream, length, to_hide, settings, out, base)
+    findings = measure(model, tokenizer, stream, length, to_hide, settings, out, preset.base)
     command = ["senri", "demo", *_words_of_command_line(words, out, config)]
-    page = write_demo_report(out, document, base, model, settings, findings, command)
+    page = write_demo_report(out, document, preset, model, settings, findings, command)
     last = findings.reading.records[-1]
     carried = human_bytes(last.state_bytes + last.window_bytes)
     show_table(Console(), facts_table(findings))
@@ -112,8 +113,8 @@ def _words_of_command_line(words: list[str], out: Path, config: Path | None) -> 
     return [*words, "--out", str(out), *(["--config", str(config)] if config else [])]
 
 
-def _converted(preset: str, folder: Path) -> str:
-    """Convert the preset's base unless `folder` holds exactly that, and return the base's name."""
+def _converted(preset: str, folder: Path) -> "Preset":
+    """Convert the preset's base unless `folder` holds exactly that, and return the preset."""
     from senri import __version__
     from senri.conversion import convert, load_preset
 
@@ -126,12 +127,12 @@ def _converted(preset: str, folder: Path) -> str:
             same = False
         if same:
             print(f"{folder} is converted already.")
-            return wanted.base
+            return wanted
     print(f"converting {wanted.base} with the preset {preset} ...", flush=True)
     result = convert(None, preset, folder)
     created, kept = result.table.total("created"), result.table.total("kept", "converted")
     print(f"{kept:,} numbers taken over, {created:,} created, written to {folder}.")
-    return wanted.base
+    return wanted
 
 
 def _length_to_read(stream: "TokenStream", settings: DemoSettings) -> int:

@@ -16,6 +16,7 @@ from senri.evaluation.report import Report, write_report
 if TYPE_CHECKING:
     from senri.cli.demo import DemoSettings
     from senri.cli.demo_measures import Findings
+    from senri.conversion import Preset
     from senri.data import Document
     from senri.models import SenriForCausalLM
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def write_demo_report(
     out: Path,
     document: "Document",
-    base: str,
+    preset: "Preset",
     model: "SenriForCausalLM",
     settings: "DemoSettings",
     findings: "Findings",
@@ -42,7 +43,7 @@ def write_demo_report(
         else f"the logits differed by at most {findings.continue_difference:.2e}"
     )
     summary = [
-        f"{base} read {last.tokens:,} tokens of {document.name} and carries {human_bytes(carried)}: "
+        f"{preset.base} read {last.tokens:,} tokens of {document.name} and carries {human_bytes(carried)}: "
         f"{human_bytes(last.state_bytes)} of memory and {human_bytes(last.window_bytes)} of window.",
         f"Facts found again: {facts_found(findings)}.",
         f"Full attention would have kept {human_bytes(cache)} by then, {cache / carried:.1f} times as much, and more "
@@ -61,9 +62,9 @@ def write_demo_report(
         summary=summary,
         command=command,
         settings=asdict(settings),
-        results=_results(document, base, model, findings),
+        results=_results(document, preset, model, findings),
         warnings=[f"{name}: {text}" for name, score in scores.items() if (text := warning_of(score.perplexity))],
-        tables=[facts_table(findings), _perplexity_table(scores, settings), _bytes_table(findings)],
+        tables=[facts_table(findings), _perplexity_table(scores, settings, preset), _bytes_table(findings)],
         pictures=[_facts_picture(findings, last.tokens), Picture("reading", figure, caption)],
     )
     return write_report(out, report)
@@ -118,12 +119,17 @@ def _compared(scores: dict[str, Any]) -> str:
     return ", ".join(f"{name} {score.perplexity:.2f}" for name, score in scores.items())
 
 
-def _perplexity_table(scores: dict[str, Any], settings: "DemoSettings") -> Table:
+def _perplexity_table(scores: dict[str, Any], settings: "DemoSettings", preset: "Preset") -> Table:
+    trained = (
+        "No training: this is the model as conversion leaves it."
+        if preset.trained is None
+        else f"The base is as it was; its memory was trained ({preset.trained})."
+    )
     note = (
         f"The same {next(iter(scores.values())).tokens:,} tokens each time, right after what was read. The base and "
         f"the window alone see the {settings.context_tokens:,} tokens before them as well; {WITH_MEMORY} has read all "
-        f"of the text before them. {WITHOUT_MEMORY.capitalize()} is the same model with its memory switched off. No "
-        f"training: this is the model as conversion leaves it."
+        f"of the text before them. {WITHOUT_MEMORY.capitalize()} is the same model with its memory switched off. "
+        f"{trained}"
     )
     return Table("Perplexity (lower is better)", COLUMNS, rows(scores), note)
 
@@ -154,9 +160,10 @@ def _bytes_table(findings: "Findings") -> Table:
     )
 
 
-def _results(document: "Document", base: str, model: "SenriForCausalLM", findings: "Findings") -> dict[str, Any]:
+def _results(document: "Document", preset: "Preset", model: "SenriForCausalLM", findings: "Findings") -> dict[str, Any]:
     return {
-        "base": base,
+        "base": preset.base,
+        "trained": preset.trained,
         "text": {"name": document.name, "sha256": document.sha256, "characters": document.characters},
         "layer_types": list(model.config.layer_types or []),
         "sliding_window": model.config.sliding_window,

@@ -84,9 +84,10 @@ class Saying(nn.Module):
                 `repetition` makes of the states; and these tokens, `[..., late]`, -1 for none.
         """
         if ending is not None:
-            ends = torch.full_like(found, -torch.inf)
-            ends[..., self.end_token] = F.logsigmoid(ending.float())[..., 0]
-            found = torch.logaddexp(found + F.logsigmoid(-ending.float()), ends)
+            found = found + F.logsigmoid(-ending.float())
+            end = torch.full_like(ending, self.end_token or 0, dtype=torch.long)
+            ends = torch.logaddexp(found.gather(-1, end), F.logsigmoid(ending.float()))
+            found = found.scatter(-1, end, ends)
         found = found + self.prior.float() * alone
         if shown is not None:
             penalty, recent = shown

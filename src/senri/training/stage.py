@@ -254,6 +254,12 @@ class Stage:
         has_it = not self._on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return precision == "bfloat16" or (precision == "auto" and has_it)
 
+    @property
+    def emulates_bfloat16(self) -> bool:
+        """Whether a processor without instructions for bfloat16 would compute in it, several times as slowly."""
+        has_it = [there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name]
+        return self._on_cpu and self._in_bfloat16 and bool(has_it) and not any(has_it)
+
     def _seconds(self) -> float:
         try:
             return float((self.folder / "seconds").read_text(encoding="utf-8"))

@@ -110,6 +110,8 @@ class ThreeStageTrainer:
             stage = Stage(name, self.recipe, self.folder / "stages" / name, self._metrics, self.folder / TRACKING)
             if not stage.is_finished:
                 self._say(f"stage {name}: {len(rows):,} sequences of {training.max_length:,} tokens ...")
+                if stage.emulates_bfloat16:
+                    self._say("this processor has no bfloat16: training.precision=float32 is several times as fast.")
                 result = stage.run(model, tokenizer, rows, identity, teacher if self._follows_base(name) else None)
                 if not result.finished:
                     outcome.stages.append(result)
