@@ -27,11 +27,12 @@ from torch import Tensor
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.features import apply_feature_map
-from senri.mixers import AddedMemory, CopiedMemory, are_among, given_values, mixture, seen_by_memory
+from senri.mixers import AddedMemory, CopiedMemory, given_values, seen_by_memory
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.objective import Objective
+from senri.training.recall.answers_said import AnswersSaid, likely
 from senri.training.recall.config import FindingConfig
-from senri.training.recall.pointing import NOWHERE, Pointer, clearness, interference, mean_square, meeting_loss
+from senri.training.recall.pointing import Pointer, clearness, interference, mean_square, meeting_loss
 from senri.training.recall.values import check_branch
 from senri.training.recall.weighing import answer_shares, answer_weights, begins_answer
 
@@ -113,24 +114,25 @@ class Finding(Objective):
         seen = self._seen(asking, asking_ids)
         queries = self._queries(seen, past)
         likeness = self._likeness(queries[row, :, column], self._written(tokens.k))
-        shown, alone = self._shown(asking_ids, seen, row, column), self._alone(outputs[row, column])
-        likely = self._likely(alone, shown, ids[0])
-        logits = self.settings.sharpness * likeness.mean(1) + likely[:, : likeness.shape[-1]]
+        said_of = AnswersSaid(self.model, self._mixer)
+        shown, alone = said_of.shown(asking_ids, seen, row, column), said_of.alone(outputs[row, column])
+        added = likely(alone, shown, ids[0], self.settings.prior)
+        logits = self.settings.sharpness * likeness.mean(1) + added[:, : likeness.shape[-1]]
         meeting, met = meeting_loss(logits, points[row, column], share)
         said = {"length": torch.tensor(float(ids.shape[1])), "met": met}
         if meeting_alone:
             return {"loss": meeting, **said}
         read, strengths = self.read(queries, seen, self._state(self._faint(tokens, hidden, fainter), past))
         read, strengths, wanted = read[row, column].float(), strengths[row, column].float(), targets[row, column]
-        pointer = self._pointer(read, states[0], ids[0], wanted, points[row, column], likely)
+        pointer = self._pointer(read, states[0], ids[0], wanted, points[row, column], added)
         written = self._strengths(tokens)
         passing = ~hidden[: written.shape[-1]]
         noise = (times_longer - 1) * interference(likeness, written.repeat_interleave(self._group, 0), passing)
         memory: Any = self._mixer.memory
         size = mean_square(read, memory.memory.norm_weight.float(), memory.config.eps)
         pointed = pointer.log_probabilities(self.settings.sharpness, clearness(size, noise))
-        ending = self._ending(seen[row, column], read.detach())
-        mixed = self._mixed(read.detach(), pointed.detach(), wanted, alone, strengths, ending, shown)
+        ending = said_of.ending(seen[row, column], read.detach())
+        mixed = said_of.mixed(read.detach(), pointed.detach(), wanted, alone, strengths, ending, shown)
         ends = ~is_text & (wanted == self._end_token)
         is_asked = ~is_text & ~ends & pointer.is_right.any(-1)
         of_asked, of_answers = (
@@ -234,52 +236,8 @@ class Finding(Objective):
         features = (apply_feature_map(queries, config), apply_feature_map(keys, config))
         return torch.einsum("thd,hsd->ths", *features).float()
 
-    @torch.no_grad()
-    def _alone(self, outputs: Tensor) -> Tensor:
-        """Return log-probabilities of what the model without memory says, `[tokens, vocabulary]`.
-
-        Args:
-            outputs: what it has for the head, `[tokens, hidden]`.
-        """
-        alone: Tensor = self.model.lm_head(outputs).float().log_softmax(-1)
-        return alone
-
-    def _shown(self, asking_ids: Tensor, seen: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the penalty `[tokens, 1]` of tokens that the question and the answer so far have, as far as they would
-        not be written yet, and these, `[tokens, late]`; None for a memory that knows no tokens or does not wait.
-        """
-        branch: Any = self._mixer.memory
-        repetition = self._mixer.memory_say.repetition if isinstance(self._mixer, CopiedMemory) else None
-        if repetition is None:
-            return None
-        start = branch.inputs.init_state(1, asking_ids.device)
-        recent = branch.inputs.recent(asking_ids[:, None, :, None].float(), start)
-        penalty = repetition(branch.inputs.seen(seen[row, column]))
-        return penalty.float(), recent[row, column]
-
-    def _ending(self, seen: Tensor, read: Tensor) -> Tensor | None:
-        """Return logits of the end's share, `[tokens, 1]`; None for a memory that ends nothing.
-
-        Args:
-            seen: what the memory sees, `[tokens, width]`.
-            read: as in `_pointer`.
-        """
-        if not isinstance(self._mixer, CopiedMemory):
-            return None
-        branch: Any = self._mixer.memory
-        return self._mixer.memory_say.ending(branch.inputs.seen(seen), read)
-
-    @torch.no_grad()
-    def _likely(self, alone: Tensor, shown: tuple[Tensor, Tensor] | None, candidates: Tensor) -> Tensor:
-        """Return what a pointer adds to the logits of candidates, by their token: `[tokens, candidates]`."""
-        likely = self.settings.prior * alone[:, candidates]
-        if shown is None:
-            return likely
-        penalty, recent = shown
-        return likely - penalty * are_among(recent, alone.shape[-1])[:, candidates]
-
     def _pointer(
-        self, read: Tensor, states: Tensor, ids: Tensor, wanted: Tensor, points: Tensor, likely: Tensor
+        self, read: Tensor, states: Tensor, ids: Tensor, wanted: Tensor, points: Tensor, added: Tensor
     ) -> Pointer:
         """Compare reads `[tokens, heads x value_dim]` with what the tokens of the text have written.
 
@@ -289,37 +247,9 @@ class Finding(Objective):
         if isinstance(self._mixer, CopiedMemory):
             held, where = ids.unique(return_inverse=True)
             first = torch.full_like(held, len(ids)).scatter_reduce(0, where, places, "amin")
-            return Pointer(read @ self._values(held, states).T, held == wanted[:, None], likely[:, first])
+            return Pointer(read @ self._values(held, states).T, held == wanted[:, None], added[:, first])
         is_right = (ids == wanted[:, None]) | (places == points[:, None])
-        return Pointer(read @ self._values(ids, states).T, is_right, likely)
-
-    def _mixed(
-        self,
-        read: Tensor,
-        pointed: Tensor,
-        wanted: Tensor,
-        alone: Tensor,
-        strengths: Tensor,
-        ending: Tensor | None,
-        shown: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        """Return log-probabilities of the right tokens, `[tokens]`, where what was found is mixed with what the model
-        says.
-
-        Args:
-            read: as in `_pointer`.
-            pointed: log-probabilities of the right tokens by the pointer, `[tokens]`.
-            wanted: the right tokens.
-            alone: log-probabilities of what the model without memory says, `[tokens, vocabulary]`.
-            strengths: logits of the read strength, `[tokens]`.
-            ending: of `_ending`.
-            shown: as in `_likely`.
-        """
-        if isinstance(self._mixer, CopiedMemory):
-            copied = self._mixer.memory_codes(read, self.model.model.embed_tokens.weight)
-            copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None], ending, shown)
-            pointed, strengths = copied.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), strengths[:, 0]
-        return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
+        return Pointer(read @ self._values(ids, states).T, is_right, added)
 
     @torch.no_grad()
     def _values(self, ids: Tensor, states: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""What is said at the tokens that are asked for: by the model alone, and with what a memory found, as in use."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from senri.mixers import AddedMemory, CopiedMemory, are_among, mixture
+from senri.models.modeling_senri import SenriForCausalLM
+from senri.training.recall.pointing import NOWHERE
+
+
+class AnswersSaid:
+    """Says tokens of answers, given what a memory sees and reads there.
+
+    Args:
+        model: whose head says them.
+        mixer: with the memory.
+    """
+
+    def __init__(self, model: SenriForCausalLM, mixer: AddedMemory | CopiedMemory) -> None:
+        self._model, self._mixer = model, mixer
+
+    @torch.no_grad()
+    def alone(self, outputs: Tensor) -> Tensor:
+        """Return log-probabilities of what the model without memory says, `[tokens, vocabulary]`.
+
+        Args:
+            outputs: what it has for the head, `[tokens, hidden]`.
+        """
+        alone: Tensor = self._model.lm_head(outputs).float().log_softmax(-1)
+        return alone
+
+    def shown(self, asking_ids: Tensor, seen: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the penalty `[tokens, 1]` of tokens that the question and the answer so far have, as far as they would
+        not be written yet, and these, `[tokens, late]`; None for a memory that knows no tokens or does not wait.
+
+        Args:
+            asking_ids: tokens of questions and answers, `[questions, tail]`.
+            seen: what the memory sees there, `[questions, tail, width]`.
+            row: the question of each token that is asked for, `[tokens]`.
+            column: its place there, `[tokens]`.
+        """
+        branch: Any = self._mixer.memory
+        repetition = self._mixer.memory_say.repetition if isinstance(self._mixer, CopiedMemory) else None
+        if repetition is None:
+            return None
+        start = branch.inputs.init_state(1, asking_ids.device)
+        recent = branch.inputs.recent(asking_ids[:, None, :, None].float(), start)
+        penalty = repetition(branch.inputs.seen(seen[row, column]))
+        return penalty.float(), recent[row, column]
+
+    def ending(self, seen: Tensor, read: Tensor) -> Tensor | None:
+        """Return logits of the end's share, `[tokens, 1]`; None for a memory that ends nothing.
+
+        Args:
+            seen: what the memory sees, `[tokens, width]`.
+            read: what it read, `[tokens, heads x value_dim]`.
+        """
+        if not isinstance(self._mixer, CopiedMemory):
+            return None
+        branch: Any = self._mixer.memory
+        return self._mixer.memory_say.ending(branch.inputs.seen(seen), read)
+
+    def mixed(
+        self,
+        read: Tensor,
+        pointed: Tensor,
+        wanted: Tensor,
+        alone: Tensor,
+        strengths: Tensor,
+        ending: Tensor | None,
+        shown: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Return log-probabilities of the right tokens, `[tokens]`, where what was found is mixed with what the model
+        says.
+
+        Args:
+            read: as in `ending`.
+            pointed: log-probabilities of the right tokens by the pointer, `[tokens]`.
+            wanted: the right tokens.
+            alone: of `alone`.
+            strengths: logits of the read strength, `[tokens]`.
+            ending: of `ending`.
+            shown: of `shown`.
+        """
+        if isinstance(self._mixer, CopiedMemory):
+            copied = self._mixer.memory_codes(read, self._model.model.embed_tokens.weight)
+            copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None], ending, shown)
+            pointed, strengths = copied.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), strengths[:, 0]
+        return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
+
+
+@torch.no_grad()
+def likely(alone: Tensor, shown: tuple[Tensor, Tensor] | None, candidates: Tensor, prior: float) -> Tensor:
+    """Return what a pointer adds to the logits of candidates, by their token: `[tokens, candidates]`.
+
+    Args:
+        alone: of `AnswersSaid.alone`.
+        shown: of `AnswersSaid.shown`.
+        candidates: tokens.
+        prior: power of what the model alone says.
+    """
+    added = prior * alone[:, candidates]
+    if shown is None:
+        return added
+    penalty, recent = shown
+    return added - penalty * are_among(recent, alone.shape[-1])[:, candidates]
