@@ -380,7 +380,7 @@ def test_a_memory_that_finds_is_told_from_one_that_does_not(finding_batches: Any
         return {name: sum(float(one[name]) for one in every) / len(every) for name in ("correct", "asked", "text")}
 
     before = figures()
-    for step in range(60):
+    for step in range(120):
         optimiser.zero_grad()
         loss_of(**some[step % 4])["loss"].backward()
         optimiser.step()
