@@ -66,9 +66,12 @@ def test_no_layer_hears_the_memory(build: Callable[..., SenriForCausalLM], ids: 
     torch.testing.assert_close(model(ids).logits, logits.log_softmax(-1), **TOLERANCE)
 
 
+@pytest.mark.parametrize(("mixer", "ends"), [("copy", None), ("copy_late", 7)])
 @torch.no_grad()
-def test_positions_that_are_kept_are_the_same(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
-    model = build("copy")
+def test_positions_that_are_kept_are_the_same(
+    build: Callable[..., SenriForCausalLM], ids: Tensor, mixer: str, ends: int | None
+) -> None:
+    model = build(mixer, eos_token_id=ends)
     whole = model(ids).logits
     torch.testing.assert_close(model(ids, logits_to_keep=3).logits, whole[:, -3:], **TOLERANCE)
     some = torch.tensor([2, 20])
