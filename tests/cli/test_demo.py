@@ -6,6 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from senri.cli.continue_session import continued_elsewhere
+from senri.cli.demo_facts import holds
 from senri.errors import SenriError
 from senri.models import SenriForCausalLM, Session
 
@@ -59,6 +60,14 @@ def test_the_demo_does_everything_and_a_second_run_keeps_the_model(senri, preset
     preset.write_text(changed)
     assert senri(*words) == 0
     assert "converting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("said", "is_right"),
+    [("Under The Blue Pot.", True), ("under the blue potluck", False), ("it is under the blue pot, I think", True)],
+)
+def test_an_answer_is_right_where_its_words_stand(said, is_right):
+    assert holds(said, "under the blue pot") == is_right
 
 
 def test_a_text_that_is_too_short_is_refused(complaint, preset, tmp_path):

@@ -1,6 +1,7 @@
 """The demo's facts: hidden at random places of the text, then asked for, with the memory and without."""
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ class Asked:
         reader: its name.
         fact: number of the fact.
         said: up to the end of the line.
-        is_right: the answer is in it.
+        is_right: the answer is in it, in whole words.
         tokens_right: share of the answer's tokens that are the likeliest given those before.
     """
 
@@ -162,8 +163,13 @@ def ask_facts(
             torch.tensor([prompt]), max_new_tokens=len(wanted) + answer_tokens, do_sample=False
         )
         said = tokenizer.decode(new[0], skip_special_tokens=True).strip().partition("\n")[0]
-        found.append(Asked(name, number, said, fact.answer.casefold() in said.casefold(), right))
+        found.append(Asked(name, number, said, holds(said, fact.answer), right))
     return found
+
+
+def holds(said: str, answer: str) -> bool:
+    """Return whether an answer stands in what was said, whole words of it: 481740 does not say 4817."""
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", said, re.IGNORECASE) is not None
 
 
 def read_last(reader: "Reader", tokens: Sequence[int], chunk_size: int) -> None:
