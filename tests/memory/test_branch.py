@@ -36,10 +36,10 @@ KINDS = {
         "convolved_write_strength": True, "convolution_binds": True,
         "write_delay": 2,
     },
-    "own": {
+    "sees_ahead": {
         "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
-        "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 6, "value_dim": 5,
-        "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3], "convolution_own": 0.3,
+        "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 8, "value_dim": 5,
+        "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3], "convolution_ahead": [0.3, 0.3],
         "convolution_mean": 0.3, "convolution_gates": True, "look_ahead": 3,
     },
     "delayed": {
@@ -314,11 +314,12 @@ def test_a_mean_that_looks_ahead_starts_with_all_its_taps():
     assert branch.inputs.conv_q.weight.shape == (24, 5)
 
 
-def test_own_channels_hold_the_token_that_is_written_and_the_one_that_asks():
-    branch = MemoryBranch(MemoryConfig(**KINDS["own"]), HIDDEN, 4, 2, 6, 4)
-    key, query = branch.inputs.conv_k.weight.view(2, 6, 8), branch.inputs.conv_q.weight.view(4, 6, 5)
-    assert branch.inputs.conv_k.sizes == branch.inputs.conv_q.sizes == [2, 2, 2]
-    for channel, age in ((0, 4), (2, 3)):  # the token before the one that is written three tokens late, and that one
+def test_channels_ahead_hold_the_token_that_is_written_the_next_one_and_the_one_that_asks():
+    branch = MemoryBranch(MemoryConfig(**KINDS["sees_ahead"]), HIDDEN, 4, 2, 8, 4)
+    key, query = branch.inputs.conv_k.weight.view(2, 8, 8), branch.inputs.conv_q.weight.view(4, 8, 5)
+    assert branch.inputs.conv_k.sizes == branch.inputs.conv_q.sizes == [2, 2, 2, 2]
+    # The token before the one that is written three tokens late, that one, and the next.
+    for channel, age in ((0, 4), (2, 3), (4, 2)):
         assert key[0, channel].tolist() == [float(tap == 7 - age) for tap in range(8)]
         assert query[0, channel].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
 

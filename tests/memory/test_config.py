@@ -37,10 +37,14 @@ def test_round_trip():
         ({"write_delay": -1}, r"write_delay"),
         ({"convolution_binds": True}, r"set memory.convolution_mean above 0"),
         (
-            {"convolution_own": 0.2, "short_convolution": 4, "projections": "own"},
+            {"convolution_ahead": [0.2], "short_convolution": 4, "projections": "own"},
             r"set memory.short_convolution and .*shift",
         ),
-        ({"convolution_own": -1.0}, r"convolution_own is -1"),
+        ({"convolution_ahead": [-1.0]}, r"convolution_ahead is \[-1.0\], but it must be shares above 0"),
+        (
+            {"convolution_ahead": [0.2, 0.2], "short_convolution": 4, "token_shift": True, "projections": "own"},
+            r"convolution_ahead has 2 shares, .*look_ahead is 0",
+        ),
         ({"write_strength_around": 1}, r"write_strength_around is 1, but it must be 0, or with .* up to 0"),
         ({"convolved_write_strength": True}, r"set memory.learned_write_strength and memory.short_convolution"),
         ({"convolution_mean": 0.5}, r"belong to a convolution: set memory.short_convolution"),

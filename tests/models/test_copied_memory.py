@@ -24,6 +24,8 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
 ) -> None:
     """Against a loop over positions and tokens."""
     model = build(mixer, eos_token_id=ends)
+    ids = ids.clone()
+    ids[0, 27] = 7  # a message that has ended does not keep an answer from ending
     memory, found = model.model.layers[1].self_attn, []
     memory.memory_say.sure.fill_(0.7)
     memory.memory_say.prior.fill_(0.4)
@@ -48,6 +50,7 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
         if shown is not None:
             assert shown[0].std() > 0.1
             waiting = ids[row, max(position - late + 1, 0) : position + 1].unique()
+            waiting = waiting if ends is None else waiting[waiting != 7]
             read_says[waiting] *= (-shown[0][row, position]).exp()
         read_says = read_says / read_says.sum()
         share = (strength[row, position, 0] + 0.7 * read_says.max().log()).sigmoid()

@@ -210,6 +210,7 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 penalty = torch.ones_like(plain)
             if copied and ahead:
                 shown = batch["asking_ids"][row, max(place - ahead + 1, 0) : place + 1].unique()
+                shown = shown[shown != END]
                 penalty[shown] = (-mixer.memory_say.repetition(branch.inputs.seen(tail[0, place]))).exp()
             eps = branch.config.eps
             products = torch.stack(
@@ -256,8 +257,9 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             strength = strength.mean().sigmoid()
             log_mixed = (strength * said + (1 - strength) * plain[targets[place]]).log()
             if right or is_text or (ends and copied):
-                (plain_text if is_text else mixed).append(-(1 if is_text else weight) * log_mixed)
-                heard += 0 if is_text else weight
+                counts = 2.5 if ends else weight
+                (plain_text if is_text else mixed).append(-(1 if is_text else counts) * log_mixed)
+                heard += 0 if is_text else counts
             if 0 <= point < keys.shape[1]:
                 share_of_answer = weight / (1.5 + len(places))
                 meets = products.mean(0).mul(sharpness).exp() * possible[: keys.shape[1]]

@@ -34,7 +34,7 @@ class ShortConvolution(nn.Module):
         kernel_size: taps.
         delay: of the first channels of every head, in tokens.
         shares: of the channels of every head that are delayed by 0, 1, 2, ... further tokens.
-        own: share of the channels, beside those, that are delayed by one token less, if any.
+        ahead: shares of the channels, beside those, that are delayed by 1, 2, ... tokens less, as far as that goes.
         heads: how many heads the channels belong to.
         mean: share of the channels, beside those, that start as a mean.
         mean_decay: factor of a token's weight in it from each token to the next, on either side.
@@ -50,7 +50,7 @@ class ShortConvolution(nn.Module):
         delay: int = 0,
         shares: Sequence[float] = (1.0,),
         heads: int = 1,
-        own: float = 0.0,
+        ahead: Sequence[float] = (),
         mean: float = 0.0,
         mean_decay: float = 1.0,
         gated_by: int | None = None,
@@ -58,12 +58,13 @@ class ShortConvolution(nn.Module):
         looks_ahead: bool = False,
     ) -> None:
         super().__init__()
-        size, all_shares = channels // heads, [*shares, *(share for share in (own, mean) if share)]
+        size, all_shares = channels // heads, [*shares, *ahead, *([mean] if mean else [])]
         ends = [round(size * share / sum(all_shares)) for share in accumulate(all_shares)]
         self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
         self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
         self.looks_ahead, self.binds = looks_ahead, binds
-        self.delays = [*range(delay, delay + len(shares)), *([max(delay - 1, 0)] if own else [])]  # of each share
+        less = (max(delay - 1 - place, 0) for place in range(len(ahead)))
+        self.delays = [*range(delay, delay + len(shares)), *less]  # of each share
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
         self.gates = None if gated_by is None else nn.Linear(gated_by, heads * self._gates_of_head)
         self.reset_parameters()
@@ -179,7 +180,7 @@ def _convolution(
         delay,
         config.convolution_delays,
         heads,
-        config.convolution_own,
+        config.convolution_ahead,
         config.convolution_mean,
         config.convolution_mean_decay,
         hidden_size if config.convolution_gates else None,

@@ -54,8 +54,7 @@ class Found(NamedTuple):
         read: `[batch, seq, heads x value_dim]`.
         strength: logits of the read strength, `[batch, seq, 1]`.
         ending: of `Saying.ending`, `[batch, seq, 1]`; None where nothing ends an answer.
-        shown: the penalty of tokens that are not written yet, `[batch, seq, 1]`, and these, `[batch, seq, late]`, -1
-            for none; None where the memory does not wait.
+        shown: of `Saying.shown`, `[batch, seq, 1]` and `[batch, seq, late]`; None where the memory does not wait.
     """
 
     read: Tensor
@@ -114,8 +113,7 @@ class CopiedMemory(SoftmaxAttention):
             read = recall(self.memory, seen, given, masks, past_key_values, self.layer_idx)
             seen = self.memory.inputs.seen(seen)
             strength = self.memory_read.logits(read, seen).mean(-1, keepdim=True)
-            repetition = self.memory_say.repetition
-            shown = None if repetition is None or recent is None else (repetition(seen), recent)
+            shown = None if recent is None else self.memory_say.shown(seen, recent)
             read = read.flatten(2)
             self.found = Found(read, strength, self.memory_say.ending(seen, read), shown)
         else:

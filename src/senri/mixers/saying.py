@@ -54,6 +54,22 @@ class Saying(nn.Module):
             nn.init.zeros_(self.end.weight)
             nn.init.constant_(self.end.bias, _HARDLY_ENDS)
 
+    def shown(self, seen: Tensor, recent: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return by how much log-probabilities of tokens that the window shows are lowered, `[..., 1]`, and these; None
+        for a memory that does not wait.
+
+        The end of text is none of them: it ends an answer however many messages of a chat have ended before.
+
+        Args:
+            seen: states, `[..., hidden_size]`.
+            recent: tokens that are not written yet, `[..., late]`, -1 for none.
+        """
+        if self.repetition is None:
+            return None
+        if self.end_token is not None:
+            recent = recent.masked_fill(recent == self.end_token, -1)
+        return self.repetition(seen), recent
+
     def ending(self, seen: Tensor, read: Tensor) -> Tensor | None:
         """Return logits of the end's share, `[..., 1]`; None where nothing ends.
 
@@ -80,8 +96,7 @@ class Saying(nn.Module):
             alone: those of the model without its memory.
             strength: logits of the share `[..., 1]`, from the hidden state and the size of the read.
             ending: of `ending`.
-            shown: by how much log-probabilities of tokens that the window shows are lowered, `[..., 1]`, what
-                `repetition` makes of the states; and these tokens, `[..., late]`, -1 for none.
+            shown: of `shown`.
         """
         if ending is not None:
             found = found + F.logsigmoid(-ending.float())

@@ -42,13 +42,11 @@ class AnswersSaid:
             column: its place there, `[tokens]`.
         """
         branch: Any = self._mixer.memory
-        repetition = self._mixer.memory_say.repetition if isinstance(self._mixer, CopiedMemory) else None
-        if repetition is None:
+        if not isinstance(self._mixer, CopiedMemory) or self._mixer.memory_say.repetition is None:
             return None
         start = branch.inputs.init_state(1, asking_ids.device)
         recent = branch.inputs.recent(asking_ids[:, None, :, None].float(), start)
-        penalty = repetition(branch.inputs.seen(seen[row, column]))
-        return penalty.float(), recent[row, column]
+        return self._mixer.memory_say.shown(branch.inputs.seen(seen[row, column]), recent[row, column])
 
     def ending(self, seen: Tensor, read: Tensor) -> Tensor | None:
         """Return logits of the end's share, `[tokens, 1]`; None for a memory that ends nothing.

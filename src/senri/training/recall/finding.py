@@ -45,7 +45,8 @@ class Finding(Objective):
         start_layer: the memory's layer.
         config: of this loss.
         kinds: names of the kinds of questions.
-        first_weight: the first token of an answer counts so many times as much as each of the others.
+        first_weight: the first token of an answer counts so many times as much as each of the others, and so does the
+            end, where the mixture is learnt.
 
     Raises:
         SenriError: a memory of another kind, or several.
@@ -134,6 +135,7 @@ class Finding(Objective):
         ending = said_of.ending(seen[row, column], read.detach())
         mixed = said_of.mixed(read.detach(), pointed.detach(), wanted, alone, strengths, ending, shown)
         ends = ~is_text & (wanted == self._end_token)
+        weight = torch.where(ends, self.first_weight, weight)
         is_asked = ~is_text & ~ends & pointer.is_right.any(-1)
         of_asked, of_answers = (
             weight * some / (weight * some).sum().clamp(min=1e-6)

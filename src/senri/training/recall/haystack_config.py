@@ -35,7 +35,8 @@ class HaystackConfig:
         kinds: of facts, with their weights.
         styles: ways to ask.
         asked: ways in which each fact is asked for, drawn from these.
-        first_weight: an answer's first token counts so many times as much in the loss as each of the others.
+        first_weight: an answer's first token counts so many times as much in the loss as each of the others, and its
+            end, where what is said is learnt.
         hidden: numbers of facts in a text; drawn with equal chances.
         tokens_per_fact: a text has no more facts than one in so many tokens.
         neighbourhood: tokens before a fact that its states see.
