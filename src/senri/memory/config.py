@@ -171,8 +171,8 @@ class MemoryConfig:
             )
         if len(ahead) > 1 + self.look_ahead:
             raise SenriError(
-                f"memory.convolution_ahead has {len(ahead)} shares, the first of the token itself, but memory.look_ahead "
-                f"is {self.look_ahead}: raise it, or name fewer."
+                f"memory.convolution_ahead has {len(ahead)} shares, the first of the token itself, but "
+                f"memory.look_ahead is {self.look_ahead}: raise it, or name fewer."
             )
         if self.convolution_mean < 0:
             raise SenriError(f"memory.convolution_mean is {self.convolution_mean}, but it must be 0 or above.")
