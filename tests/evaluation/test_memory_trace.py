@@ -131,6 +131,30 @@ def test_how_strongly_a_token_is_written_is_the_change_of_the_matrices(name, ids
     assert recorded[layer].change[:, 1 + config.tokens_late :].min() > 0
 
 
+TOGETHER = {**DELTA, "type": "least_squares", "granularity": "segment"}
+
+
+def test_of_tokens_that_are_written_together_it_is_what_each_adds(ids, monkeypatch):
+    for length, like in ((1, "delta tokens"), (4, None)):
+        monkeypatch.setitem(MEMORIES, "together", {"memory": {**TOGETHER, "segment_length": length}})
+        recorded = [read(build("together"), ids, size)[0].take_writes()[1] for size in (1, 7, TOKENS)]
+        for one in recorded[1:]:
+            torch.testing.assert_close(one.change, recorded[0].change)
+            torch.testing.assert_close(one.strength, recorded[0].strength)
+        assert recorded[0].change.shape == (2, TOKENS - TOKENS % length)
+        if like:
+            torch.testing.assert_close(recorded[0].change, read(build(like), ids, 7)[0].take_writes()[1].change)
+    # The four tokens of the first segment, written into nothing: least squares in the words of the definition.
+    model = build("together")
+    memory, seen = model.model.layers[1].self_attn.memory.memory, []
+    with memory.watch(lambda run, before: seen.append(run)):
+        Session(model).read(ids[:, :4])
+    keys, values, strength = (part[0].double() for part in (seen[0].keys, seen[0].values, seen[0].strength))
+    inverse = torch.linalg.inv(keys @ keys.mT + torch.diag_embed((1 - strength) / strength.clamp(min=1e-9)))
+    wanted = (inverse @ values).norm(dim=-1) * keys.norm(dim=-1)
+    torch.testing.assert_close(recorded[0].change[:, :4].double(), wanted, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["gated segments", "multi", "orthogonal"])
 def test_what_is_recorded_does_not_depend_on_the_chunks(name, ids):
     model = build(name)

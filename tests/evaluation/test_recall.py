@@ -106,6 +106,44 @@ def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {chosen}")
 
 
+WRITTEN_TOGETHER = {"type": "least_squares", "granularity": "segment", "segment_length": 10}
+
+
+def test_of_a_memory_that_writes_tokens_together_it_is_that_of_a_full_reading_where_segments_fit() -> None:
+    model = model_with(**WRITTEN_TOGETHER)
+    tokens = torch.randint(0, 256, (300,), generator=torch.Generator().manual_seed(1)).tolist()
+    hidden = [([*range(10)], 0), ([30] * 20, 2)]
+    places = [0, 90, 200]
+    shared = SharedReading(model, tokens, places, 40, [*hidden, ([1] * 10, 1)], 37, lambda count: None)
+    for chosen in (hidden, hidden[1:], [([1] * 10, 1)], []):
+        text, last = list[int](), 0
+        for ids, place in chosen:
+            text += [*tokens[last : places[place]], *ids]
+            last = places[place]
+        session = Session(model)
+        for chunk in chunks([*text, *tokens[last:]], 50):
+            session.read(chunk)
+        expected = session.get_memory_state().layers[2]
+        found = shared.final_state(chosen)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {chosen}")
+
+
+def test_segments_end_where_a_sentence_is_put_in() -> None:
+    """So that those behind it are the same with every sentence, as the maps need them."""
+    model = model_with(**WRITTEN_TOGETHER)
+    tokens = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    sentence = [7, 8, 9]
+    shared = SharedReading(model, tokens, [33], 40, [(sentence, 0)], 64, lambda count: None)
+    branch = model.model.layers[2].self_attn.memory
+    states = model.model(torch.tensor([[*tokens[:33], *sentence, *tokens[33:]]]), stop_layer=2).last_hidden_state
+    states, state = model.model.layers[2].input_layernorm(states), branch.init_state(1)
+    for begin, end in ((0, 33), (33, 76), (76, 203)):
+        state = branch.write(states[:, begin:end], state)
+        state = branch.memory.finish(state) if end < 203 else state
+    torch.testing.assert_close(shared.final_state([(sentence, 0)])["M"], state["M"], rtol=1e-4, atol=1e-5)
+
+
 def test_a_sentence_changes_the_memory_where_it_lies() -> None:
     model = model_with()
     tokens = [index % 250 for index in range(200)]

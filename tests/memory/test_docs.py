@@ -45,14 +45,17 @@ def test_every_knob_is_listed_with_its_default():
             **{"combine": "copy", "learned_read_strength": True, "look_ahead": 2, "write_delay": 3},
             **{"learned_write_strength": True, "write_strength": 0.5, "convolved_write_strength": True},
         },
+        {"type": "least_squares", "segment_length": 7, "token_shift": True},
     ],
 )
 def test_sizes_follow_the_formulas(knobs):
-    config = MemoryConfig(**knobs)
+    config = resolve_config(knobs)
     h, query_heads, key_dim, d = 3, 9, 64, 64
     f = 2 * key_dim * config.dpfp_order if config.feature_map == "dpfp" else key_dim
     written = 4 * h * f * d + (4 * h * f if config.normaliser == "denominator" else 0)
-    wanted = written * (2 if config.granularity == "segment" else 1) + 8
+    together = config.type == "least_squares"
+    wanted = written * (2 if config.granularity == "segment" and not together else 1) + 8
+    wanted += 4 * (config.segment_length - 1) * h * (f + d + 1) if together else 0
     wanted += 4 * h if config.rule == "gated_delta" else 0
     p = config.short_convolution - 1 if config.short_convolution else int(config.token_shift)
     wanted += 4 * (p + config.look_ahead) * h * key_dim

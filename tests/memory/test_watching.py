@@ -124,3 +124,18 @@ def test_a_compiled_memory_is_one_graph_and_can_be_watched(inputs, empty):
     compiled(empty(memory, 2))
     assert seen == [19]
     assert torch.equal(out, watched)
+
+
+def test_of_tokens_that_are_written_together_whole_segments_are_told(inputs, empty):
+    memory = build_memory(
+        resolve_config({"type": "least_squares", "segment_length": 4}), 24, 4, 2, key_dim=3, value_dim=5
+    )
+    memory = memory.double()
+    tensors, seen = inputs(memory, 1, 19), []
+    with memory.watch(lambda run, before: seen.append((run, before))):
+        found = scanned(memory, tensors, empty(memory, 1))
+    assert [run.keys.shape[2] for run, _ in seen] == [4, 0, 8, 4]
+    values = torch.cat([run.values for run, _ in seen], dim=2)
+    torch.testing.assert_close(values, tensors["v"][:, :, :16])
+    for (_, state), (_, before) in zip(found, seen[1:], strict=False):
+        torch.testing.assert_close(before.committed, state["M"])

@@ -128,7 +128,8 @@ def _reading(subject: Subject, settings: MemorySettings, ids: list[int], scratch
     for layer, pieces in changes.items():
         change = torch.cat(pieces, dim=1).double()
         # What is written at a token may be an earlier one; the last ones are not written yet.
-        change = torch.nn.functional.pad(change[:, late[layer] :], (0, min(late[layer], change.shape[1])))
+        change = change[:, late[layer] :]
+        change = torch.nn.functional.pad(change, (0, len(ids) - change.shape[1]))
         # Heads differ in the size of their keys and values; in units of its own mean each counts alike.
         relative = change / change.mean(dim=1, keepdim=True).clamp(min=torch.finfo(change.dtype).tiny)
         values = relative.mean(dim=0)[-settings.shown_tokens :].tolist()
@@ -145,7 +146,7 @@ def _look(reader: Any, heads: Mapping[int, int], writes: Mapping[int, Writes], t
     """Return what each state holds now, and the means of what was written since the last look."""
     layers: dict[str, dict[str, Any]] = {}
     for layer, count in heads.items():
-        written = writes[layer]
+        written = writes[layer].at_least_one()
         layers[str(layer)] = {
             **asdict(held_state(reader.memory_layers[layer].memory_state, count)),
             "change": written.change.mean(dim=1).tolist(),

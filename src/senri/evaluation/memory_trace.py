@@ -7,7 +7,8 @@ How strongly a token is written is the Frobenius norm of what it alone adds to i
 where `held_t` is what the memory already returns for the key, and 0 under the linear rule; the delta rules add only the
 difference. It is exact: `held_t` comes from the state just before the token (granularity `token`), or from the one at
 the start of its segment, against which a segment's writes are corrected. The decay of older content is not counted as
-written. Where a head has several matrices, the norm goes over all of them.
+written. Where a head has several matrices, the norm goes over all of them. Where the tokens of a segment are written
+together (type `least_squares`), what each adds follows from all of them, and is known when the segment is full.
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
 from senri.memory.inspection import head_rows
+from senri.memory.least_squares import LeastSquaresMemory, changes, written
 from senri.memory.matrix import MatrixMemory
 from senri.memory.reading import reciprocal
 from senri.memory.scan import Run, scan
@@ -42,6 +44,13 @@ class Writes:
     change: Tensor
     strength: Tensor
     decay: Tensor | None
+
+    def at_least_one(self) -> "Writes":
+        """Return these, or where no token was written, as of one that changes nothing."""
+        if self.change.shape[1]:
+            return self
+        nothing = self.change.new_zeros(len(self.change), 1)
+        return Writes(nothing, nothing, None if self.decay is None else torch.ones_like(nothing))
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ def writing_branches(model: Any) -> dict[int, MemoryBranch]:
     if not branches:
         raise SenriError("the model has no memory to look into: name a converted model that has memory layers.")
     for index, branch in branches.items():
-        if not isinstance(branch.memory, MatrixMemory):
+        if not isinstance(branch.memory, (MatrixMemory, LeastSquaresMemory)):
             raise SenriError(
                 f"the memory of layer {index} has the type {branch.config.type!r}, which is not made of matrices: "
                 f"leave this measurement out."
@@ -186,8 +195,11 @@ class _Writer:
         """
         if self._awaited:
             assert run.keys is not None
-            self._awaited -= run.keys.shape[2]
-            self.pieces.append(_writes(self.memory, run, before))
+            together = isinstance(self.memory, LeastSquaresMemory)  # told once, of other tokens than those of the call
+            self._awaited = 0 if together else self._awaited - run.keys.shape[2]
+            self.pieces.append(
+                _written_together(self.memory, run, before) if together else _writes(self.memory, run, before)
+            )
 
     def take(self) -> Writes:
         pieces, self.pieces = self.pieces, []
@@ -232,6 +244,19 @@ def _writes(memory: MatrixMemory, run: Run, before: Running) -> Writes:
         run.strength[0].unflatten(0, parts).sum(dim=1).cpu(),
         None if run.fading is None else run.fading[0].unflatten(0, parts).prod(dim=1).cpu(),
     )
+
+
+@torch.no_grad()
+def _written_together(memory: LeastSquaresMemory, run: Run, before: Running) -> Writes:
+    """Say what the tokens of whole segments write."""
+    assert run.keys is not None and run.values is not None and run.strength is not None
+    matrix, found = before.committed, [run.strength[0, :, :0]]
+    segments = (part.split(memory.config.segment_length, dim=2) for part in (run.keys, run.values, run.strength))
+    for keys, values, strength in zip(*segments, strict=True):
+        change = changes(matrix, keys, values, strength)
+        found.append((keys.norm(dim=-1) * change.norm(dim=-1))[0])
+        matrix = written(matrix, keys, values, strength)
+    return Writes(torch.cat(found, dim=1).cpu(), run.strength[0].cpu(), None)
 
 
 def _held(memory: MatrixMemory, run: Run, before: Running) -> Tensor:

@@ -7,6 +7,7 @@ from senri.memory.cleaning import SVDCleaningStats, clean_matrix
 from senri.memory.config import MemoryConfig
 from senri.memory.hierarchical import HierarchicalMemory
 from senri.memory.inputs import MemoryInputs, MemoryTokens
+from senri.memory.least_squares import LeastSquaresMemory
 from senri.memory.matrix import MatrixMemory
 from senri.memory.multi import MultiMemory
 from senri.memory.orthogonal import OrthogonalBasisMemory
@@ -21,6 +22,7 @@ __all__ = [
     "Header",
     "HierarchicalMemory",
     "LayerState",
+    "LeastSquaresMemory",
     "Memory",
     "MatrixMemory",
     "MemoryBranch",

@@ -46,6 +46,8 @@ class Memory(nn.Module, ABC):
     Options: ClassVar[type[Any]] = NoOptions
     adds_up: ClassVar[bool] = False
     """Whether states of the linear rule can be merged by adding their tensors."""
+    stable_in_segments: ClassVar[bool] = False
+    """Whether writes that are corrected against the segment's start stay bounded without a denominator."""
     DEFAULTS: ClassVar[dict[str, Any]] = {}
 
     config: MemoryConfig

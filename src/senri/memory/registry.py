@@ -7,6 +7,7 @@ from senri.errors import SenriError, nearest
 from senri.memory.base import Memory
 from senri.memory.config import MemoryConfig
 from senri.memory.hierarchical import HierarchicalMemory
+from senri.memory.least_squares import LeastSquaresMemory
 from senri.memory.multi import MultiMemory
 from senri.memory.orthogonal import OrthogonalBasisMemory
 from senri.memory.tensor import TensorMemory
@@ -14,6 +15,7 @@ from senri.memory.typed import from_mapping
 
 MEMORIES: dict[str, type[Memory]] = {
     "tensor": TensorMemory,
+    "least_squares": LeastSquaresMemory,
     "multi": MultiMemory,
     "hierarchical": HierarchicalMemory,
     "orthogonal": OrthogonalBasisMemory,

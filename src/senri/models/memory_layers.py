@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from senri.errors import SenriError
-from senri.memory import MemoryConfig, resolve_config
+from senri.memory import MemoryConfig, memory_class, resolve_config
 
 
 def by_layer(sections: Any) -> dict[str, dict[str, Any]] | None:
@@ -47,7 +47,7 @@ def check_stable(memory: MemoryConfig) -> None:
         SenriError: names the knobs.
     """
     corrects_together = memory.rule != "linear" and memory.granularity == "segment" and memory.segment_length > 1
-    if corrects_together and memory.normaliser == "rmsnorm":
+    if corrects_together and memory.normaliser == "rmsnorm" and not memory_class(memory.type).stable_in_segments:
         # Every token of the segment subtracts the same wrong reading: alike keys overshoot and the state diverges.
         raise SenriError(
             f"memory.rule {memory.rule!r} with memory.normaliser 'rmsnorm' is unstable at memory.granularity "

@@ -1,10 +1,11 @@
 """SharedReading: one reading of a long text that stands for as many as wanted, each with other sentences in it.
 
 What a text does to the matrix of a memory is an affine map, M -> A M + B, because keys, values and strengths do not
-depend on M (delta rule: Yang et al. 2024, arXiv 2406.06484, equation 1). So the map of every stretch between two places
-is computed once, and a sentence that is put in at a place only costs its own tokens and those right behind it; the maps
-carry the result to the end. What this leaves out: tokens further behind a sentence than `behind` do not attend to it in
-the layers below the memory.
+depend on M (delta rule: Yang et al. 2024, arXiv 2406.06484, equation 1; tokens written together likewise). So the map
+of every stretch between two places is computed once, and a sentence that is put in at a place only costs its own tokens
+and those right behind it; the maps carry the result to the end. What this leaves out: tokens further behind a sentence
+than `behind` do not attend to it in the layers below the memory. Of a memory that writes a segment's tokens together,
+segments end where stretches do, so that a sentence does not move them all.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from senri.data import chunks
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
+from senri.memory.least_squares import LeastSquaresMemory
 from senri.mixers import given_values, seen_by_memory
 from senri.mixers.cache_senri import fork_cache
 from senri.models import SenriForCausalLM
@@ -40,16 +42,18 @@ def memory_of(model: SenriForCausalLM) -> tuple[int, MemoryBranch]:
     fitting = (
         len(branches) == 1
         and isinstance(only, MemoryBranch)
-        and only.config.granularity == "token"
-        and only.config.type == "tensor"
+        and (
+            isinstance(only.memory, LeastSquaresMemory)
+            or (only.config.type == "tensor" and only.config.granularity == "token")
+        )
         and only.config.scope == "sequence"
         and only.config.normaliser != "denominator"
         and only.config.projections == "own"
     )
     if not fitting:
         raise SenriError(
-            "reading=shared needs a model with one memory: type tensor, granularity token, scope sequence, own "
-            "projections and another normaliser than denominator; set reading=full."
+            "reading=shared needs a model with one memory: type least_squares, or tensor with granularity token; scope "
+            "sequence, own projections and another normaliser than denominator; set reading=full."
         )
     assert isinstance(only, MemoryBranch)
     return next(iter(branches)), only
@@ -111,7 +115,7 @@ class SharedReading:
             state = before if matrix is None else {**before, "M": matrix}
             for inputs, given in run:
                 state = self._branch.write(inputs, state, given)
-            matrix = state["M"]
+            matrix = self._finished(state)["M"]
             matrix = _apply(self._far[place], matrix)
             for between in range(place + 1, following):
                 matrix = _apply(self._far[between], _apply(self._near[between], matrix))
@@ -152,11 +156,17 @@ class SharedReading:
             same = None if given is None else tuple(part.expand(rows, -1, -1, -1) for part in given)
             running = self._branch.write(inputs.expand(rows, -1, -1), running, same)
             self._on_read(inputs.shape[1])
+        running = self._finished(running) if end < len(self._tokens) else running
         plain = running["M"][:1]
         blocks = torch.cat([row.unsqueeze(0) - plain for row in running["M"][1:]], dim=-1)
         change = (blocks[..., : matrix.shape[-2]], plain)
         after = {name: tensor[:1] for name, tensor in running.items()}
         return {**after, "M": _apply(change, matrix)}, change
+
+    def _finished(self, state: LayerState) -> LayerState:
+        """Return the state with everything written that waits for the end of its segment."""
+        memory = self._branch.memory
+        return memory.finish(state) if isinstance(memory, LeastSquaresMemory) else state
 
     def _lower(self, cache: Any, ids: list[int]) -> Iterator[_Inputs]:
         """Yield what enters the memory, `[1, seq, hidden]`, and the values that it is given, chunk by chunk."""

@@ -91,7 +91,8 @@ class Finding(Objective):
         value reads are; `asked` and `text` are mean read strengths before answers and in plain text, `cost` the nats
         that plain text loses by the memory; `kept` and `passed` mean write strengths of answers and of the haystack;
         `length` is that of the text; `ended` is the share that the memory gives to ends of answers. A token that the
-        text does not hold counts nowhere but in plain text; ends of answers count for the mixture.
+        text does not hold, or that is not written yet, counts nowhere but in plain text; ends of answers count for the
+        mixture.
 
         Args:
             states: `[1, seq, hidden]`, what enters `start_layer` in the text.
@@ -136,7 +137,7 @@ class Finding(Objective):
         mixed = said_of.mixed(read.detach(), pointed.detach(), wanted, alone, strengths, ending, shown)
         ends = ~is_text & (wanted == self._end_token)
         weight = torch.where(ends, self.first_weight, weight)
-        is_asked = ~is_text & ~ends & pointer.is_right.any(-1)
+        is_asked = ~is_text & ~ends & pointer.is_right.any(-1) & (points[row, column] < len(passing))
         of_asked, of_answers = (
             weight * some / (weight * some).sum().clamp(min=1e-6)
             for some in (is_asked, is_asked if ending is None else is_asked | ends)
@@ -214,9 +215,11 @@ class Finding(Objective):
 
     def _written(self, of_steps: Tensor) -> Tensor:
         """Take `[1, heads, seq, ...]`, by the step of writing, to `[heads, seq, ...]`, by the token that is written;
-        the last ones are missing that a memory which waits has not written yet.
+        the last ones are missing that a memory which waits, or whose segment is not full, has not written yet.
         """
-        return of_steps[0, :, self._mixer.memory.config.tokens_late :]
+        config, steps = self._mixer.memory.config, of_steps.shape[2]
+        waiting = steps % config.segment_length if config.granularity == "segment" else 0
+        return of_steps[0, :, config.tokens_late : steps - waiting]
 
     def _strengths(self, tokens: Any) -> Tensor:
         """Return write strengths, `[key heads, seq]`."""
