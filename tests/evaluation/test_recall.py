@@ -78,8 +78,11 @@ def small() -> Any:
         {"token_shift": False},
         {"combine": "copy", "learned_read_strength": True},
         {"combine": "copy", "learned_read_strength": True, "look_ahead": 3, "write_delay": 9},
+        {"type": "least_squares", "granularity": "segment", "segment_length": 7},
+        {"rule": "linear", "granularity": "segment", "segment_length": 7},
+        {"type": "multi", "rule": "delta"},
     ],
-    ids=["more keys than values", "square", "gated", "linear", "unshifted", "copying", "late"],
+    ids=["plain", "square", "gated", "linear", "unshifted", "copying", "late", "together", "segments", "several"],
 )
 def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
     # Two layers below the memory see 2 * 16 tokens back: with 40 tokens behind each place, nothing is left out.
@@ -89,9 +92,10 @@ def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
     places = [0, 90, 200]
     hidden = [([7, 8, 9], 0), ([30] * 11, 2)]
     read: list[int] = []
-    shared = SharedReading(model, tokens, places, 40, [*hidden, ([1, 2], 1)], 37, read.append)
+    readings = [hidden, hidden[1:], [([1, 2], 1)], []]
+    shared = SharedReading(model, tokens, places, 40, readings, 37, read.append)
     assert sum(read) == len(tokens)
-    for chosen in (hidden, hidden[1:], [([1, 2], 1)], []):
+    for chosen, found in zip(readings, shared.states, strict=True):
         text, last = list[int](), 0
         for ids, place in chosen:
             text += [*tokens[last : places[place]], *ids]
@@ -100,56 +104,17 @@ def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
         for chunk in chunks([*text, *tokens[last:]], 50):
             session.read(chunk)
         ((layer, expected),) = session.get_memory_state().layers.items()
-        found = shared.final_state(chosen)
         assert layer == shared.layer and found.keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {chosen}")
-
-
-WRITTEN_TOGETHER = {"type": "least_squares", "granularity": "segment", "segment_length": 10}
-
-
-def test_of_a_memory_that_writes_tokens_together_it_is_that_of_a_full_reading_where_segments_fit() -> None:
-    model = model_with(**WRITTEN_TOGETHER)
-    tokens = torch.randint(0, 256, (300,), generator=torch.Generator().manual_seed(1)).tolist()
-    hidden = [([*range(10)], 0), ([30] * 20, 2)]
-    places = [0, 90, 200]
-    shared = SharedReading(model, tokens, places, 40, [*hidden, ([1] * 10, 1)], 37, lambda count: None)
-    for chosen in (hidden, hidden[1:], [([1] * 10, 1)], []):
-        text, last = list[int](), 0
-        for ids, place in chosen:
-            text += [*tokens[last : places[place]], *ids]
-            last = places[place]
-        session = Session(model)
-        for chunk in chunks([*text, *tokens[last:]], 50):
-            session.read(chunk)
-        expected = session.get_memory_state().layers[2]
-        found = shared.final_state(chosen)
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {chosen}")
-
-
-def test_segments_end_where_a_sentence_is_put_in() -> None:
-    """So that those behind it are the same with every sentence, as the maps need them."""
-    model = model_with(**WRITTEN_TOGETHER)
-    tokens = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(1)).tolist()
-    sentence = [7, 8, 9]
-    shared = SharedReading(model, tokens, [33], 40, [(sentence, 0)], 64, lambda count: None)
-    branch = model.model.layers[2].self_attn.memory
-    states = model.model(torch.tensor([[*tokens[:33], *sentence, *tokens[33:]]]), stop_layer=2).last_hidden_state
-    states, state = model.model.layers[2].input_layernorm(states), branch.init_state(1)
-    for begin, end in ((0, 33), (33, 76), (76, 203)):
-        state = branch.write(states[:, begin:end], state)
-        state = branch.memory.finish(state) if end < 203 else state
-    torch.testing.assert_close(shared.final_state([(sentence, 0)])["M"], state["M"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_sentence_changes_the_memory_where_it_lies() -> None:
     model = model_with()
     tokens = [index % 250 for index in range(200)]
     hidden = [([7, 8, 9], 0), ([7, 8, 9], 1)]
-    shared = SharedReading(model, tokens, [10, 100], 20, hidden, 64, lambda count: None)
-    states = [shared.final_state(one)["M"] for one in ([hidden[0]], [hidden[1]], [])]
+    shared = SharedReading(model, tokens, [10, 100], 20, [[hidden[0]], [hidden[1]], []], 64, lambda count: None)
+    states = [state["M"] for state in shared.states]
     assert min(float((a - b).abs().max()) for a, b in ((states[0], states[1]), (states[0], states[2]))) > 1e-3
 
 

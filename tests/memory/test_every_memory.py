@@ -15,7 +15,7 @@ CASES = {
     "banks_delta_token": {"type": "tensor", "rule": "delta", **TOKEN_L2, "options": {"num_memory_banks": 2}},
     "banks_gated": {"type": "tensor", "rule": "gated_delta", "options": {"num_memory_banks": 2}},
     "least_squares": {"type": "least_squares"},
-    "least_squares_elu": {"type": "least_squares", "feature_map": "elu_plus_one"},
+    "least_squares_elu": {"type": "least_squares", "feature_map": "elu_plus_one", "options": {"ridge": 0.5}},
     "multi": {"type": "multi"},
     "multi_token": {"type": "multi", **TOKEN_L2},
     "multi_linear": {"type": "multi", "rule": "linear", "order": "update_then_retrieve"},

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from senri.errors import SenriError
 from senri.memory import LeastSquaresMemory, TensorMemory
-from senri.memory.least_squares import written
 
 LENGTH = 4
 
@@ -34,15 +33,15 @@ def slow(memory, q, k, v, beta):
             waiting.append(token)
             if len(waiting) == LENGTH:
                 keys, values, b = unit(k[row, head, waiting], dim=-1), v[row, head, waiting], beta[row, head, waiting]
-                inverse = torch.linalg.inv(keys @ keys.T + torch.diag((1 - b) / b))
+                inverse = torch.linalg.inv(keys @ keys.T + torch.diag((1 - b) / b + memory.options.ridge))
                 matrix, waiting = matrix + keys.T @ inverse @ (values - keys @ matrix), []
         matrices.append(matrix)
     return out, torch.stack(matrices).unflatten(0, (len(k), -1))
 
 
-@pytest.mark.parametrize("seq", [3, 4, 14])
-def test_values_state_and_gradients_equal_the_loop(seq, inputs, empty):
-    memory = build()
+@pytest.mark.parametrize(("seq", "ridge"), [(3, 0.0), (4, 0.0), (14, 0.0), (14, 1.5)])
+def test_values_state_and_gradients_equal_the_loop(seq, ridge, inputs, empty):
+    memory = build(ridge=ridge)
     tensors = inputs(memory, batch=2, seq=seq)
     leaves = [tensor.requires_grad_() for tensor in tensors.values()]
     out, state = memory.scan(state=empty(memory, 2), **tensors)
@@ -58,15 +57,15 @@ def test_values_state_and_gradients_equal_the_loop(seq, inputs, empty):
         torch.testing.assert_close(*gradients)
 
 
-@given(tokens=st.integers(1, 9), seed=st.integers(0, 10**6))
-def test_what_is_written_is_the_least_of_what_the_definition_says(tokens, seed):
+@given(tokens=st.integers(1, 9), ridge=st.floats(0, 10), seed=st.integers(0, 10**6))
+def test_what_is_written_is_the_least_of_what_the_definition_says(tokens, ridge, seed):
     generator = torch.Generator().manual_seed(seed)
     random = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
     before, keys, values = random(1, 1, 6, 3), random(1, 1, tokens, 6), random(1, 1, tokens, 3)
     strength = torch.rand(1, 1, tokens, generator=generator, dtype=torch.float64) * 0.98 + 0.01
-    after = written(before, keys, values, strength).requires_grad_()
+    after = build(ridge=ridge).written(before, keys, values, strength).requires_grad_()
     missed = (values - keys @ after).square().sum(-1)
-    total = (after - before).square().sum() + (strength / (1 - strength) * missed).sum()
+    total = (after - before).square().sum() + (missed / ((1 - strength) / strength + ridge)).sum()
     (slope,) = torch.autograd.grad(total, after)
     torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-7, rtol=0)
 
@@ -123,7 +122,7 @@ def test_a_segment_is_read_when_it_is_full_or_finished(inputs, empty):
     assert finished["count"].tolist() == [LENGTH] and not finished["pending_k"].any()
     again = memory.finish(finished)
     assert all(torch.equal(again[name], finished[name]) for name in state)
-    alone = written(state["M"], *(state[f"pending_{name}"] for name in ("k", "v", "beta")))
+    alone = memory.written(state["M"], *(state[f"pending_{name}"] for name in ("k", "v", "beta")))
     torch.testing.assert_close(finished["M"], alone)
 
 
@@ -133,6 +132,21 @@ def test_equal_keys_that_are_written_with_all_strength_stay_finite(empty):
     state = memory.write(keys, values, memory.init_state(1))
     held = torch.nn.functional.normalize(keys[:, :, :1], dim=-1) @ state["M"]
     torch.testing.assert_close(held, values.mean(2, keepdim=True), atol=1e-2, rtol=1e-2)
+
+
+def test_a_ridge_keeps_a_query_that_is_off_its_key_from_what_it_cannot_tell_apart(empty):
+    """Two keys that differ little: told apart exactly, what a query is off by is read as their difference."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.ones(1, 2, LENGTH, 6) + 0.1 * torch.randn(1, 2, LENGTH, 6, generator=generator)
+    values = torch.randn(1, 2, LENGTH, 5, generator=generator)
+    strength, sizes = torch.full((1, 2, LENGTH), 0.99), []
+    for ridge in (0.0, 1.0):
+        memory = build(ridge=ridge).float()
+        state = memory.write(keys, values, memory.init_state(1), strength)
+        sizes.append(state["M"].norm())
+    assert sizes[1] < 0.2 * sizes[0]
+    with pytest.raises(SenriError, match=r"memory\.options\.ridge is -1\.0, but it must be 0 or above"):
+        build(ridge=-1.0)
 
 
 @pytest.mark.parametrize(

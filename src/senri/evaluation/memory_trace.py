@@ -23,7 +23,7 @@ from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
 from senri.memory.inspection import head_rows
-from senri.memory.least_squares import LeastSquaresMemory, changes, written
+from senri.memory.least_squares import LeastSquaresMemory
 from senri.memory.matrix import MatrixMemory
 from senri.memory.reading import reciprocal
 from senri.memory.scan import Run, scan
@@ -253,9 +253,9 @@ def _written_together(memory: LeastSquaresMemory, run: Run, before: Running) -> 
     matrix, found = before.committed, [run.strength[0, :, :0]]
     segments = (part.split(memory.config.segment_length, dim=2) for part in (run.keys, run.values, run.strength))
     for keys, values, strength in zip(*segments, strict=True):
-        change = changes(matrix, keys, values, strength)
+        change = memory.changes(matrix, keys, values, strength)
         found.append((keys.norm(dim=-1) * change.norm(dim=-1))[0])
-        matrix = written(matrix, keys, values, strength)
+        matrix = memory.written(matrix, keys, values, strength)
     return Writes(torch.cat(found, dim=1).cpu(), run.strength[0].cpu(), None)
 
 

@@ -7,6 +7,7 @@ and a query reads what sets its own key apart. This is the affine projection alg
 of which the delta rule (normalised least mean squares) is the case of one token.
 """
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,23 @@ from senri.memory.watching import WatchedWrites
 _LEAST = 1e-3
 """Strengths are at most 1 less this: two equal keys with different values cannot both be met exactly."""
 
+
+@dataclass
+class LeastSquaresOptions:
+    """Options of `LeastSquaresMemory`.
+
+    Args:
+        ridge: how much a query is off the key that it is meant for, as a share of a key's square. Keys are told apart
+            only as far as such queries can tell them apart; 0 for queries that are keys.
+    """
+
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.ridge < 0:
+            raise SenriError(f"memory.options.ridge is {self.ridge}, but it must be 0 or above.")
+
+
 _NEEDED = {"rule": "delta", "granularity": "segment", "normaliser": "rmsnorm", "scope": "sequence"}
 _ORDER = {"order": "retrieve_then_update"}
 
@@ -32,11 +50,13 @@ _ORDER = {"order": "retrieve_then_update"}
 class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
     """Per head one matrix M, changed at the end of each segment of `segment_length` tokens.
 
-    With the segment's keys K and values V (a row a token) and strengths b, the new M is the one that is least
+    With the segment's keys K and values V (a row a token), strengths b and the ridge r, the new M is the one that is
+    least
 
-        |M' - M|^2 + sum_t b_t / (1 - b_t) |v_t - k_t M'|^2,
+        |M' - M|^2 + sum_t |v_t - k_t M'|^2 / ((1 - b_t) / b_t + r),
 
-    which is M + K^T (K K^T + diag((1 - b) / b))^-1 (V - K M). A token alone is changed by b, as under the delta rule.
+    which is M + K^T (K K^T + diag((1 - b) / b + r))^-1 (V - K M). A token alone is changed by b / (1 + r b), without a
+    ridge by b, as under the delta rule.
 
     State tensors (float32; count int64), fixed in size: `M` `[batch, num_key_value_heads, feature, value_dim]`, `count`
     `[batch]`, the tokens seen, and of the unfinished segment `pending_k`, `pending_v` and `pending_beta`
@@ -45,6 +65,8 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
     Who watches its writes is told of the segments that a call finishes.
     """
 
+    Options = LeastSquaresOptions
+    options: LeastSquaresOptions
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "rule": "delta",
         "feature_map": "l2",
@@ -92,7 +114,7 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         """Write the unfinished segment as it is; the next token begins a new one."""
         length = self.config.segment_length
         empty = {name: torch.zeros_like(state[name]) for name in ("pending_k", "pending_v", "pending_beta")}
-        matrix = written(state["M"], state["pending_k"], state["pending_v"], state["pending_beta"])
+        matrix = self.written(state["M"], state["pending_k"], state["pending_v"], state["pending_beta"])
         return {**state, "M": matrix, "count": -(-state["count"] // length) * length, **empty}
 
     def _write_at_once(
@@ -103,7 +125,7 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         check_call(self, None, k, v, state, beta, decay, None)
         dtype = state["M"].dtype
         keys = self._features(k.to(dtype), "key")
-        matrix = written(state["M"], keys, v.to(dtype), self._strength(keys, beta, None))
+        matrix = self.written(state["M"], keys, v.to(dtype), self._strength(keys, beta, None))
         return {**state, "M": matrix, "count": state["count"] + k.shape[2]}
 
     def _scan(
@@ -146,7 +168,7 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
                 if torch.compiler.is_compiling() or bool(full.any()):
                     base = matrix.detach() if self.config.gradient == "segment" else matrix
                     key, value, beta_here = (x[:, :, here] for x in laid)
-                    changed = written(base, key, value, beta_here.squeeze(-1))
+                    changed = self.written(base, key, value, beta_here.squeeze(-1))
                     matrix = torch.where(full.view(-1, 1, 1, 1), changed, matrix)
             out = None
             if reads:
@@ -167,34 +189,33 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         given = keys.new_full(keys.shape[:-1], self.config.write_strength) if beta is None else beta.to(keys.dtype)
         return given if mask is None else given * mask.unsqueeze(1)
 
+    def written(self, matrix: Tensor, keys: Tensor, values: Tensor, strength: Tensor) -> Tensor:
+        """Return the matrix after some tokens were written together.
 
-def written(matrix: Tensor, keys: Tensor, values: Tensor, strength: Tensor) -> Tensor:
-    """Return the matrix after some tokens were written together (see `LeastSquaresMemory`).
+        Args:
+            matrix: `[batch, heads, feature, value_dim]`.
+            keys: features `[batch, heads, tokens, feature]`.
+            values: `[batch, heads, tokens, value_dim]`.
+            strength: `[batch, heads, tokens]`, in [0, 1].
+        """
+        return matrix + keys.transpose(-1, -2) @ self.changes(matrix, keys, values, strength)
 
-    Args:
-        matrix: `[batch, heads, feature, value_dim]`.
-        keys: features `[batch, heads, tokens, feature]`.
-        values: `[batch, heads, tokens, value_dim]`.
-        strength: `[batch, heads, tokens]`, in [0, 1].
-    """
-    return matrix + keys.transpose(-1, -2) @ changes(matrix, keys, values, strength)
+    def changes(self, matrix: Tensor, keys: Tensor, values: Tensor, strength: Tensor) -> Tensor:
+        """Return what each token adds to the matrix at its key when they are written together.
 
+        Multiplied by b, the equations have a solution where a strength is 0 as well: nothing.
 
-def changes(matrix: Tensor, keys: Tensor, values: Tensor, strength: Tensor) -> Tensor:
-    """Return what each token adds to the matrix at its key when they are written together.
+        Args:
+            matrix: as in `written`, and so are the others.
 
-    Multiplied by b, the equations for K K^T + diag((1 - b) / b) have a solution where a strength is 0 as well: nothing.
-
-    Args:
-        matrix: as in `written`, and so are the others.
-
-    Returns:
-        `[batch, heads, tokens, value_dim]`.
-    """
-    strength = strength.clamp(max=1 - _LEAST).unsqueeze(-1)
-    shared = strength * (keys @ keys.transpose(-1, -2)) + torch.diag_embed(1 - strength.squeeze(-1))
-    solved: Tensor = torch.linalg.solve(shared, strength * (values - keys @ matrix))
-    return solved
+        Returns:
+            `[batch, heads, tokens, value_dim]`.
+        """
+        strength = strength.clamp(max=1 - _LEAST).unsqueeze(-1)
+        alone = (1 - strength + self.options.ridge * strength).squeeze(-1)
+        shared = strength * (keys @ keys.transpose(-1, -2)) + torch.diag_embed(alone)
+        solved: Tensor = torch.linalg.solve(shared, strength * (values - keys @ matrix))
+        return solved
 
 
 class _Places:
@@ -239,6 +260,6 @@ class _Places:
         return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
     def rest(self, x: Tensor) -> Tensor:
-        """Return what stands in the segment that is not finished, zeros behind it: `[batch, heads, length - 1, dim]`."""
+        """Return what stands in the unfinished segment, zeros behind it: `[batch, heads, length - 1, dim]`."""
         index = self._left[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
         return x.gather(2, index) * self._is_left[:, None, :, None]

@@ -111,22 +111,20 @@ class _Text:
         """Read once and ask everything."""
         tokens, places = self._tokens_and_places()
         hidden = [[(self.haystack.encode(f" {text}"), place) for text, place in one.hidden] for one in self.samples]
-        sentences = [sentence for one in hidden for sentence in one]
         model, settings = self.subject.model, self.settings
-        reading = SharedReading(model, tokens, places, settings.behind, sentences, settings.chunk_size, scratch.advance)
+        reading = SharedReading(model, tokens, places, settings.behind, hidden, settings.chunk_size, scratch.advance)
         last = tokens[-_WINDOWS_REREAD * self.subject.context :]
         session = Session(model)
         memory = session.memory_layers[reading.layer]
-        memory.set_memory(reading.end, 1, model.device)
+        memory.set_memory(reading.alone, 1, model.device)
         self._read(session, last)
         alone = Session(model)
         with without_memory(model):
             self._read(alone, last)
-        states = [reading.final_state(one) for one in hidden]
         answers = []
         for number, sample in enumerate(self.samples):
             other = self._other(number)
-            for condition, state in ((MEMORY, states[number]), (OTHER_SAMPLE, states[other])):
+            for condition, state in ((MEMORY, reading.states[number]), (OTHER_SAMPLE, reading.states[other])):
                 memory.set_memory(state, 1, model.device)
                 answers.append(self._ask(session, sample, condition))
             answers += self._without_memory(alone, sample)
