@@ -80,9 +80,9 @@ def _how_read(settings: RecallSettings) -> str:
     if settings.reading == "full":
         return "Every sample's text was read whole."
     return (
-        f"Up to {settings.places} samples of a task share one reading of a text: the map of every stretch of it is "
-        f"applied to the memory with the sample's sentences in it, whose states and those of the {settings.behind} "
-        f"tokens behind them were computed anew."
+        f"Up to {settings.places} samples of a task share one reading of a text by the layers below the memory, and "
+        f"each has a memory of its own; what they make of a sample's sentences and of the {settings.behind} tokens "
+        f"behind them was computed anew."
     )
 
 
