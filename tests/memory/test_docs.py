@@ -46,6 +46,7 @@ def test_every_knob_is_listed_with_its_default():
             **{"learned_write_strength": True, "write_strength": 0.5, "convolved_write_strength": True},
         },
         {"type": "least_squares", "segment_length": 7, "token_shift": True},
+        {"type": "least_squares", "options": {"sketch": 5}},
     ],
 )
 def test_sizes_follow_the_formulas(knobs):
@@ -56,6 +57,7 @@ def test_sizes_follow_the_formulas(knobs):
     together = config.type == "least_squares"
     wanted = written * (2 if config.granularity == "segment" and not together else 1) + 8
     wanted += 4 * (config.segment_length - 1) * h * (f + d + 1) if together else 0
+    wanted += 4 * h * config.options.get("sketch", 0) * f
     wanted += 4 * h if config.rule == "gated_delta" else 0
     p = config.short_convolution - 1 if config.short_convolution else int(config.token_shift)
     wanted += 4 * (p + config.look_ahead) * h * key_dim

@@ -16,6 +16,7 @@ CASES = {
     "banks_gated": {"type": "tensor", "rule": "gated_delta", "options": {"num_memory_banks": 2}},
     "least_squares": {"type": "least_squares"},
     "least_squares_elu": {"type": "least_squares", "feature_map": "elu_plus_one", "options": {"ridge": 0.5}},
+    "least_squares_sketch": {"type": "least_squares", "options": {"ridge": 0.5, "sketch": 2}},
     "multi": {"type": "multi"},
     "multi_token": {"type": "multi", **TOKEN_L2},
     "multi_linear": {"type": "multi", "rule": "linear", "order": "update_then_retrieve"},

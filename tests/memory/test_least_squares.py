@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from senri.errors import SenriError
 from senri.memory import LeastSquaresMemory, TensorMemory
+from senri.memory.least_squares import Held
 
 LENGTH = 4
 
@@ -63,7 +64,7 @@ def test_what_is_written_is_the_least_of_what_the_definition_says(tokens, ridge,
     random = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
     before, keys, values = random(1, 1, 6, 3), random(1, 1, tokens, 6), random(1, 1, tokens, 3)
     strength = torch.rand(1, 1, tokens, generator=generator, dtype=torch.float64) * 0.98 + 0.01
-    after = build(ridge=ridge).written(before, keys, values, strength).requires_grad_()
+    after = build(ridge=ridge).written(Held(before, None), keys, values, strength).matrix.requires_grad_()
     missed = (values - keys @ after).square().sum(-1)
     total = (after - before).square().sum() + (missed / ((1 - strength) / strength + ridge)).sum()
     (slope,) = torch.autograd.grad(total, after)
@@ -112,18 +113,50 @@ def test_a_query_for_what_tokens_share_and_one_of_them_reads_that_one():
     assert (found[1] == tokens - 1).float().mean() > 0.5
 
 
-def test_a_segment_is_read_when_it_is_full_or_finished(inputs, empty):
+def test_a_segment_is_read_when_it_is_full(inputs, empty):
     memory = build()
-    tensors = inputs(memory, batch=1, seq=LENGTH - 1)
-    _, state = memory.scan(state=empty(memory, 1), **tensors)
+    tensors = inputs(memory, batch=1, seq=LENGTH)
+    early = {name: x[:, :, :-1] for name, x in tensors.items()}
+    _, state = memory.scan(state=empty(memory, 1), **early)
     assert not memory.read(tensors["q"], state).any()
-    finished = memory.finish(state)
-    assert memory.read(tensors["q"], finished).any()
-    assert finished["count"].tolist() == [LENGTH] and not finished["pending_k"].any()
-    again = memory.finish(finished)
-    assert all(torch.equal(again[name], finished[name]) for name in state)
-    alone = memory.written(state["M"], *(state[f"pending_{name}"] for name in ("k", "v", "beta")))
-    torch.testing.assert_close(finished["M"], alone)
+    _, state = memory.scan(state=state, **{name: x[:, :, -1:] for name, x in tensors.items()})
+    assert memory.read(tensors["q"], state).any() and not state["pending_k"].any()
+
+
+def test_with_a_sketch_of_all_directions_segments_are_as_good_as_written_together(inputs, empty):
+    tensors = inputs(build(), batch=2, seq=5 * LENGTH)
+    for ridge in (0.0, 0.7):
+        sketched, whole = build(ridge=ridge, sketch=6), build(ridge=ridge, segment_length=5 * LENGTH)
+        states = [memory.scan(state=empty(memory, 2), **tensors)[1] for memory in (sketched, whole)]
+        torch.testing.assert_close(states[0]["M"], states[1]["M"])
+        apart = build(ridge=ridge).scan(state=empty(build(), 2), **tensors)[1]
+        assert (apart["M"] - states[1]["M"]).abs().max() > 0.1
+
+
+def test_a_sketch_keeps_the_directions_in_which_most_was_written(empty):
+    memory = build(sketch=2)
+    keys = torch.eye(6, dtype=torch.float64)[[0, 1, 2, 3]][None, None].expand(1, 2, -1, -1)
+    values = torch.ones(1, 2, LENGTH, 5, dtype=torch.float64)
+    strength = torch.tensor([0.1, 0.8, 0.2, 0.5], dtype=torch.float64).expand(1, 2, -1)
+    state = memory.write(keys, values, empty(memory, 1), strength)
+    held = (state["sketch"].mT @ state["sketch"])[0, 0].diagonal()
+    torch.testing.assert_close(held, torch.tensor([0, 4.0, 0, 1.0, 0, 0], dtype=torch.float64))  # b / (1 - b)
+
+
+def test_what_was_written_is_kept_from_what_is_written_later():
+    """Two segments whose keys are pairwise alike: the second one spoils what the first one has, but for the sketch."""
+    generator = torch.Generator().manual_seed(0)
+    random = lambda *shape: torch.randn(1, 1, *shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    first = random(LENGTH, 24)
+    keys, values = torch.cat([first, first + 0.5 * random(LENGTH, 24)], dim=2), random(2 * LENGTH, 16)
+    missed = []
+    for sketch in (0, LENGTH):
+        memory = LeastSquaresMemory(24, 1, key_dim=24, value_dim=16, segment_length=LENGTH, sketch=sketch).double()
+        state = {name: x.double() if x.is_floating_point() else x for name, x in memory.init_state(1).items()}
+        state = memory.write(keys, values, state, torch.full((1, 1, 2 * LENGTH), 0.99, dtype=torch.float64))
+        held = torch.nn.functional.normalize(first, dim=-1) @ state["M"]
+        missed.append((held - values[:, :, :LENGTH]).square().mean())
+    assert missed[1] < 0.05 * missed[0]
 
 
 def test_equal_keys_that_are_written_with_all_strength_stay_finite(empty):
@@ -145,8 +178,9 @@ def test_a_ridge_keeps_a_query_that_is_off_its_key_from_what_it_cannot_tell_apar
         state = memory.write(keys, values, memory.init_state(1), strength)
         sizes.append(state["M"].norm())
     assert sizes[1] < 0.2 * sizes[0]
-    with pytest.raises(SenriError, match=r"memory\.options\.ridge is -1\.0, but it must be 0 or above"):
-        build(ridge=-1.0)
+    for name in ("ridge", "sketch"):
+        with pytest.raises(SenriError, match=rf"memory\.options\.{name} is -1"):
+            build(**{name: -1.0 if name == "ridge" else -1})
 
 
 @pytest.mark.parametrize(

@@ -138,4 +138,4 @@ def test_of_tokens_that_are_written_together_whole_segments_are_told(inputs, emp
     values = torch.cat([run.values for run, _ in seen], dim=2)
     torch.testing.assert_close(values, tensors["v"][:, :, :16])
     for (_, state), (_, before) in zip(found, seen[1:], strict=False):
-        torch.testing.assert_close(before.committed, state["M"])
+        torch.testing.assert_close(before.matrix, state["M"])

@@ -23,7 +23,7 @@ from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
 from senri.memory.inspection import head_rows
-from senri.memory.least_squares import LeastSquaresMemory
+from senri.memory.least_squares import Held, LeastSquaresMemory
 from senri.memory.matrix import MatrixMemory
 from senri.memory.reading import reciprocal
 from senri.memory.scan import Run, scan
@@ -188,7 +188,7 @@ class _Writer:
         else:
             self._awaited = seq
 
-    def see(self, run: Run, before: Running) -> None:
+    def see(self, run: Run, before: Any) -> None:
         """Record a run.
 
         Layers that read this state scan the same tokens again; those are no longer awaited then.
@@ -247,15 +247,15 @@ def _writes(memory: MatrixMemory, run: Run, before: Running) -> Writes:
 
 
 @torch.no_grad()
-def _written_together(memory: LeastSquaresMemory, run: Run, before: Running) -> Writes:
+def _written_together(memory: LeastSquaresMemory, run: Run, held: Held) -> Writes:
     """Say what the tokens of whole segments write."""
     assert run.keys is not None and run.values is not None and run.strength is not None
-    matrix, found = before.committed, [run.strength[0, :, :0]]
+    found = [run.strength[0, :, :0]]
     segments = (part.split(memory.config.segment_length, dim=2) for part in (run.keys, run.values, run.strength))
     for keys, values, strength in zip(*segments, strict=True):
-        change = memory.changes(matrix, keys, values, strength)
-        found.append((keys.norm(dim=-1) * change.norm(dim=-1))[0])
-        matrix = memory.written(matrix, keys, values, strength)
+        directions, changes = memory.changes(held, keys, values, strength)
+        found.append((directions.norm(dim=-1) * changes.norm(dim=-1))[0])
+        held = memory.written(held, keys, values, strength)
     return Writes(torch.cat(found, dim=1).cpu(), run.strength[0].cpu(), None)
 
 

@@ -5,6 +5,10 @@ found by what the sentence is about, a query that has just this in common with t
 write takes away what it shares with those before. Written together, what is shared is shared out between all of them,
 and a query reads what sets its own key apart. This is the affine projection algorithm (Ozeki & Umeda 1984, equation 6),
 of which the delta rule (normalised least mean squares) is the case of one token.
+
+Keys of earlier segments are written over all the same, unless what was written is known. With a sketch of them, the
+directions in which most was written, a write stays out of their way: recursive least squares (Plackett 1950), whose
+covariance is a matrix of the few largest singular vectors instead of a whole one.
 """
 
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ from senri.memory.checks import check_call, check_rows
 from senri.memory.cleaning import SVDCleaningStats, clean_matrix
 from senri.memory.reading import product
 from senri.memory.scan import Run
-from senri.memory.segment_scan import Running
+from senri.memory.typed import check_at_least
 from senri.memory.watching import WatchedWrites
 
 _LEAST = 1e-3
@@ -34,11 +38,14 @@ class LeastSquaresOptions:
     Args:
         ridge: how much a query is off the key that it is meant for, as a share of a key's square. Keys are told apart
             only as far as such queries can tell them apart; 0 for queries that are keys.
+        sketch: directions of keys that are remembered of all segments before; 0 for none.
     """
 
     ridge: float = 0.0
+    sketch: int = 0
 
     def __post_init__(self) -> None:
+        check_at_least("memory.options", {"sketch": self.sketch}, 0, " (0 is off)")
         if self.ridge < 0:
             raise SenriError(f"memory.options.ridge is {self.ridge}, but it must be 0 or above.")
 
@@ -47,22 +54,38 @@ _NEEDED = {"rule": "delta", "granularity": "segment", "normaliser": "rmsnorm", "
 _ORDER = {"order": "retrieve_then_update"}
 
 
+@dataclass(frozen=True)
+class Held:
+    """What writes go by.
+
+    Attributes:
+        matrix: M, `[batch, heads, feature, value_dim]`.
+        sketch: S, `[batch, heads, directions, feature]`; None for none.
+    """
+
+    matrix: Tensor
+    sketch: Tensor | None
+
+
 class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
     """Per head one matrix M, changed at the end of each segment of `segment_length` tokens.
 
     With the segment's keys K and values V (a row a token), strengths b and the ridge r, the new M is the one that is
     least
 
-        |M' - M|^2 + sum_t |v_t - k_t M'|^2 / ((1 - b_t) / b_t + r),
+        |M' - M|^2 + |S (M' - M)|^2 + sum_t |v_t - k_t M'|^2 / d_t,  d_t = (1 - b_t) / b_t + r,
 
-    which is M + K^T (K K^T + diag((1 - b) / b + r))^-1 (V - K M). A token alone is changed by b / (1 + r b), without a
-    ridge by b, as under the delta rule.
+    which is M + P K^T (K P K^T + diag(d))^-1 (V - K M) with P = (I + S^T S)^-1. A token alone is changed by
+    b / (1 + r b), without a ridge by b, as under the delta rule. S is empty, or with the option `sketch` it stands for
+    all that was written before: S^T S is the sum of k_t^T k_t / d_t, or of that the largest so many eigenvectors. As
+    long as these are all there are, M is what all segments written together give. Gradients do not go through S.
 
     State tensors (float32; count int64), fixed in size: `M` `[batch, num_key_value_heads, feature, value_dim]`, `count`
-    `[batch]`, the tokens seen, and of the unfinished segment `pending_k`, `pending_v` and `pending_beta`
+    `[batch]`, the tokens seen, `sketch` `[batch, num_key_value_heads, directions, feature]` where there is one, and of
+    the unfinished segment `pending_k`, `pending_v` and `pending_beta`
     `[batch, num_key_value_heads, segment_length - 1, ...]`.
 
-    Who watches its writes is told of the segments that a call finishes.
+    Who watches its writes is told of the segments that a call finishes, and of what is `Held` before.
     """
 
     Options = LeastSquaresOptions
@@ -88,9 +111,12 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         """Return the empty state; reading it gives zeros."""
         room = (batch_size, self.num_key_value_heads)
         waiting = (*room, self.config.segment_length - 1)
+        directions = self.options.sketch
+        sketch = {"sketch": torch.zeros(*room, directions, self.feature_width, device=device)} if directions else {}
         return {
             "M": torch.zeros(*room, self.feature_width, self.value_dim, device=device),
             "count": torch.zeros(batch_size, dtype=torch.int64, device=device),
+            **sketch,
             "pending_k": torch.zeros(*waiting, self.feature_width, device=device),
             "pending_v": torch.zeros(*waiting, self.value_dim, device=device),
             "pending_beta": torch.zeros(*waiting, device=device),
@@ -110,13 +136,6 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         matrix, stats = clean_matrix(state["M"], energy_threshold, max_rank)
         return {**state, "M": matrix}, stats
 
-    def finish(self, state: LayerState) -> LayerState:
-        """Write the unfinished segment as it is; the next token begins a new one."""
-        length = self.config.segment_length
-        empty = {name: torch.zeros_like(state[name]) for name in ("pending_k", "pending_v", "pending_beta")}
-        matrix = self.written(state["M"], state["pending_k"], state["pending_v"], state["pending_beta"])
-        return {**state, "M": matrix, "count": -(-state["count"] // length) * length, **empty}
-
     def _write_at_once(
         self, k: Tensor, v: Tensor, state: LayerState, beta: Tensor | None, decay: Tensor | None
     ) -> LayerState:
@@ -125,8 +144,8 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         check_call(self, None, k, v, state, beta, decay, None)
         dtype = state["M"].dtype
         keys = self._features(k.to(dtype), "key")
-        matrix = self.written(state["M"], keys, v.to(dtype), self._strength(keys, beta, None))
-        return {**state, "M": matrix, "count": state["count"] + k.shape[2]}
+        held = self.written(_held(state), keys, v.to(dtype), self._strength(keys, beta, None))
+        return {**state, **_as_state(held), "count": state["count"] + k.shape[2]}
 
     def _scan(
         self,
@@ -156,27 +175,26 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
                 for x, past in zip((keys, values, strength.unsqueeze(-1)), waiting, strict=True)
             ]
             asked = None if q is None else places.lay(self._features(q.to(dtype), "query"), None)
-            matrix, reads = state["M"].expand(batch, -1, -1, -1), []
+            held, reads = _held(state, batch), []
             if self._watcher is not None:
                 finished = int(places.full.any(0).sum()) * length
                 keys, values, strength = (x[:, :, :finished] for x in laid)
-                self._watcher(Run(None, keys, values, strength.squeeze(-1)), Running(matrix, matrix, None))
+                self._watcher(Run(None, keys, values, strength.squeeze(-1)), held)
             for segment, full in enumerate(places.full.unbind(1)):
                 here = slice(segment * length, (segment + 1) * length)
                 if asked is not None:
-                    reads.append(product(asked[:, :, here], matrix))
+                    reads.append(product(asked[:, :, here], held.matrix))
                 if torch.compiler.is_compiling() or bool(full.any()):
-                    base = matrix.detach() if self.config.gradient == "segment" else matrix
+                    base = Held(held.matrix.detach(), held.sketch) if self.config.gradient == "segment" else held
                     key, value, beta_here = (x[:, :, here] for x in laid)
-                    changed = self.written(base, key, value, beta_here.squeeze(-1))
-                    matrix = torch.where(full.view(-1, 1, 1, 1), changed, matrix)
+                    held = _chosen(full, self.written(base, key, value, beta_here.squeeze(-1)), held)
             out = None
             if reads:
                 out = self._normalise(places.collect(torch.cat(reads, dim=2))).to(q.dtype if q is not None else dtype)
                 out = out if mask is None else out * mask[:, None, :, None]
             pending_k, pending_v, pending_beta = (places.rest(x) for x in laid)
             new = {
-                "M": matrix.contiguous(),
+                **_as_state(held),
                 "count": state["count"].expand(batch) + (seq if mask is None else mask.sum(dim=1)),
                 "pending_k": pending_k,
                 "pending_v": pending_v,
@@ -189,33 +207,72 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         given = keys.new_full(keys.shape[:-1], self.config.write_strength) if beta is None else beta.to(keys.dtype)
         return given if mask is None else given * mask.unsqueeze(1)
 
-    def written(self, matrix: Tensor, keys: Tensor, values: Tensor, strength: Tensor) -> Tensor:
-        """Return the matrix after some tokens were written together.
+    def written(self, held: Held, keys: Tensor, values: Tensor, strength: Tensor) -> Held:
+        """Return what is held after some tokens were written together.
 
         Args:
-            matrix: `[batch, heads, feature, value_dim]`.
+            held: before.
             keys: features `[batch, heads, tokens, feature]`.
             values: `[batch, heads, tokens, value_dim]`.
             strength: `[batch, heads, tokens]`, in [0, 1].
         """
-        return matrix + keys.transpose(-1, -2) @ self.changes(matrix, keys, values, strength)
+        directions, changes = self.changes(held, keys, values, strength)
+        return Held(held.matrix + directions.transpose(-1, -2) @ changes, self._sketched(held.sketch, keys, strength))
 
-    def changes(self, matrix: Tensor, keys: Tensor, values: Tensor, strength: Tensor) -> Tensor:
-        """Return what each token adds to the matrix at its key when they are written together.
+    def changes(self, held: Held, keys: Tensor, values: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """Return in which direction each token is written, its key less what stands there, and what it adds there.
 
         Multiplied by b, the equations have a solution where a strength is 0 as well: nothing.
 
         Args:
-            matrix: as in `written`, and so are the others.
+            held: as in `written`, and so are the others.
 
         Returns:
-            `[batch, heads, tokens, value_dim]`.
+            `[batch, heads, tokens, feature]` and `[batch, heads, tokens, value_dim]`.
         """
+        directions = keys
+        if held.sketch is not None:
+            sketch, turned = held.sketch, held.sketch.transpose(-1, -2)
+            known = torch.eye(sketch.shape[-2], dtype=sketch.dtype, device=sketch.device) + sketch @ turned
+            directions = keys - torch.linalg.solve(known, sketch @ keys.transpose(-1, -2)).transpose(-1, -2) @ sketch
         strength = strength.clamp(max=1 - _LEAST).unsqueeze(-1)
         alone = (1 - strength + self.options.ridge * strength).squeeze(-1)
-        shared = strength * (keys @ keys.transpose(-1, -2)) + torch.diag_embed(alone)
-        solved: Tensor = torch.linalg.solve(shared, strength * (values - keys @ matrix))
-        return solved
+        shared = strength * (keys @ directions.transpose(-1, -2)) + torch.diag_embed(alone)
+        changes: Tensor = torch.linalg.solve(shared, strength * (values - keys @ held.matrix))
+        return directions, changes
+
+    @torch.no_grad()
+    def _sketched(self, sketch: Tensor | None, keys: Tensor, strength: Tensor) -> Tensor | None:
+        """Return the sketch after some tokens were written."""
+        if sketch is None:
+            return None
+        strength = strength.clamp(max=1 - _LEAST)
+        weights = (strength / (1 - strength + self.options.ridge * strength)).sqrt()
+        rows = torch.cat([sketch, weights.unsqueeze(-1) * keys], dim=-2)
+        _, vectors = torch.linalg.eigh(rows @ rows.transpose(-1, -2))  # ascending
+        largest = vectors[..., -sketch.shape[-2] :].transpose(-1, -2) @ rows
+        return torch.where(largest.sum(-1, keepdim=True) < 0, -largest, largest)  # a sign says nothing, but differs
+
+
+def _held(state: LayerState, batch: int | None = None) -> Held:
+    """Return what a state holds, of so many rows."""
+    rows = state["M"].shape[0] if batch is None else batch
+    matrix, sketch = state["M"].expand(rows, -1, -1, -1), state.get("sketch")
+    return Held(matrix, None if sketch is None else sketch.expand(rows, -1, -1, -1))
+
+
+def _as_state(held: Held) -> LayerState:
+    state = {"M": held.matrix.contiguous()}
+    return state if held.sketch is None else {**state, "sketch": held.sketch.contiguous()}
+
+
+def _chosen(rows: Tensor, new: Held, old: Held) -> Held:
+    """Return what is new in some rows, `[batch]` bool, and what is old in the others."""
+    rows = rows.view(-1, 1, 1, 1)
+    sketch = None
+    if new.sketch is not None and old.sketch is not None:
+        sketch = torch.where(rows, new.sketch, old.sketch)
+    return Held(torch.where(rows, new.matrix, old.matrix), sketch)
 
 
 class _Places:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from senri.errors import SenriError
 from senri.memory.scan import Run
-from senri.memory.segment_scan import Running
 
-WriteWatcher = Callable[[Run, Running], None]
-"""Takes what is about to be written, and what the state holds before."""
+WriteWatcher = Callable[[Run, Any], None]
+"""Takes what is about to be written, and what the state holds before: `Running`, or what the memory's class says."""
 
 
 class WatchedWrites:
