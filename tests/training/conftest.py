@@ -161,6 +161,8 @@ SMALL = {
     **{"facts": 12, "group": 3, "asked": 2, "texts": 8, "passage_areas": 3, "passage_width": 50, "passages": 3},
     **{"passages_until": 80, "passage_cue": 6, "passage_tokens": 10, "hidden": [2, 4], "tokens_per_fact": 20},
     **{
+        "windows": 2,
+        "window_tokens": 9,
         "neighbourhood": 8,
         "aftermath": 3,
         "question_context": 4,

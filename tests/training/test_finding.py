@@ -18,7 +18,6 @@ from senri.mixers import CopiedMemory
 from senri.models import SenriForCausalLM
 from senri.training import ConfigManager, ThreeStageTrainer
 from senri.training.callbacks import read_metrics
-from senri.training.frozen_base import lower_states
 from senri.training.parameters import choose_trained, trained_names
 from senri.training.recall.batches import FindingBatches
 from senri.training.recall.finding import Finding
@@ -41,42 +40,53 @@ def objective(model: SenriForCausalLM, batches: FindingBatches) -> Finding:
     return Finding(model, RECALL_LAYER, replace(config, meeting=0.7, text_weight=1.7), batches.kinds, first_weight=2.5)
 
 
+WINDOWS = [torch.arange(20, 31)[None], torch.arange(50, 56)[None]]  # of a model that sees 8 tokens back
+
+
+def kept_runs(
+    model: SenriForCausalLM, runs: list[Run], folder: Path, dtype: str = "float32", outputs: bool = True
+) -> KeptRuns:
+    return KeptRuns(model, runs, WINDOWS, RECALL_LAYER, folder, dtype, outputs=outputs, half=False)
+
+
 def test_kept_runs_are_what_the_layers_give(
     model: SenriForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("senri.training.recall.kept._ROWS", 2)  # more than one batch
-    runs = [Run((1, 2, 3, 4, 5), 2), Run((9, 8, 7)), Run((5, 5, 5, 5), 1), Run((4, 5, 6, 7), answer=3)]
-    kept = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", outputs=True, half=False)
-    for number, run in enumerate(runs):  # the reference runs each alone
-        ids = torch.tensor([run.ids])
+    runs = [Run((1, 2, 3, 4, 5), 2), Run((9, 8, 7)), Run((5, 5, 5, 5), 1), Run((4, 5, 6, 7), answer=3), Run((3, 2))]
+    kept = kept_runs(model, runs, tmp_path)
+    for number, run in enumerate(runs):  # the reference runs each alone, with its window
+        window = WINDOWS[number // 2 % 2]
+        ids = torch.cat([window, torch.tensor([run.ids])], dim=1)
+        behind = window.shape[1] + run.skip
         (states,), (outputs,) = kept.states([number]), kept.outputs([number])
-        assert torch.allclose(states, lower_states(model, ids, RECALL_LAYER, 100)[0, run.skip :], atol=1e-5)
         with torch.no_grad(), model.memory_disabled():
-            logits = model(ids, use_cache=False).logits[0, run.skip :]
+            positions = model.config.sliding_window + torch.arange(ids.shape[1])[None]
+            wanted = model.model(ids, position_ids=positions, stop_layer=RECALL_LAYER, use_cache=False)[0]
+            assert torch.allclose(states, wanted[0, behind:], atol=1e-5)
+            logits = model(ids, position_ids=positions, use_cache=False).logits[0, behind:]
             first = max(run.answer - 1 - run.skip, 0)
             assert torch.allclose(model.lm_head(outputs)[first:], logits[first:], atol=1e-4)
         assert not outputs[:first].any()
-    together = KeptRuns(model, runs, RECALL_LAYER, tmp_path / "other", "float32", outputs=False, half=False).states(
-        [2, 0, 1]
-    )
+    together = kept_runs(model, runs, tmp_path / "other", outputs=False).states([2, 0, 1])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, kept.states([2, 0, 1]), strict=True))
 
 
 def test_what_is_kept_is_not_computed_again(model: SenriForCausalLM, tmp_path: Path) -> None:
     runs = [Run((1, 2, 3)), Run((4, 5))]
-    first = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", outputs=True, half=False).states([0])[0]
+    first = kept_runs(model, runs, tmp_path).states([0])[0]
     with torch.no_grad():  # a memory that learns changes nothing of what is kept
         model.model.layers[RECALL_LAYER].self_attn.memory.inputs.k_proj.weight.add_(1)
-    again = KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float32", outputs=True, half=False)
+    again = kept_runs(model, runs, tmp_path)
     forward, model.model.forward = model.model.forward, None  # type: ignore[assignment, method-assign]
     assert torch.equal(again.states([0])[0], first)
     with pytest.raises(TypeError):
         again.states([1])
     model.model.forward = forward  # type: ignore[method-assign]
-    assert not KeptRuns(model, runs[:1], RECALL_LAYER, tmp_path, "float32", outputs=True, half=False)._is_there.any()
+    assert not kept_runs(model, runs[:1], tmp_path)._is_there.any()
     with pytest.raises(SenriError, match="too large for float16"), torch.no_grad():
         model.model.embed_tokens.weight.mul_(1e7)
-        KeptRuns(model, runs, RECALL_LAYER, tmp_path, "float16", outputs=False, half=False).states([0])
+        kept_runs(model, runs, tmp_path, "float16", outputs=False).states([0])
 
 
 def test_answers_point_to_the_same_tokens() -> None:

@@ -18,7 +18,7 @@ from senri.training.recall.kept import KeptRuns
 class FindingBatches:
     """Makes batches for `Finding`; the trainer's collator.
 
-    What enters the memory's layer in questions, behind a little plain text, is kept, and with it what the model without
+    What enters the memory's layer in questions, behind plain text, is kept, and with it what the model without
     a memory makes of them.
 
     Args:
@@ -44,7 +44,8 @@ class FindingBatches:
         self._haystacks, self._config, self.kinds = haystacks, config, haystacks.kinds
         self._finding = finding
         start_layer = haystacks.base.start_layer
-        self._kept = KeptRuns(model, haystacks.runs, start_layer, folder / "questions", dtype, outputs=True, half=half)
+        runs, windows, questions = haystacks.runs, haystacks.windows, folder / "questions"
+        self._kept = KeptRuns(model, runs, windows, start_layer, questions, dtype, outputs=True, half=half)
 
     def __call__(self, items: Sequence[dict[str, int]]) -> dict[str, Tensor]:
         """Return the fields of `Finding.forward` for the haystack that some numbered samples stand for."""

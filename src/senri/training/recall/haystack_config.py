@@ -39,7 +39,10 @@ class HaystackConfig:
             end, where what is said is learnt.
         hidden: numbers of facts in a text; drawn with equal chances.
         tokens_per_fact: a text has no more facts than one in so many tokens.
-        neighbourhood: tokens before a fact that its states see.
+        windows: stretches of text, of which facts, questions and plain texts each stand behind one,
+        window_tokens: with so many tokens, as in use: states behind little text are others, and a memory that is shown
+            facts behind little and haystacks behind much would tell them by that.
+        neighbourhood: tokens of other text between such a stretch and a fact.
         aftermath: tokens of plain text behind a fact that stand there with it: their states see it.
         questions: most of them about one text.
         question_context: tokens of plain text that stand before a question, in the loss finding.
@@ -74,6 +77,8 @@ class HaystackConfig:
     first_weight: float
     hidden: list[int]
     tokens_per_fact: int
+    windows: int
+    window_tokens: int
     neighbourhood: int
     aftermath: int
     questions: int

@@ -1,7 +1,7 @@
 """Haystacks of the losses `finding` and `recall`: a stretch of text with facts in it, and many questions about it.
 
 What enters the memory's layer is kept: of the text by `FrozenBase`, of facts by `KeptRuns`. A fact's states are those
-after some other tokens of the text, so that it can be put in anywhere.
+after a window of other text, so that it can be put in anywhere.
 """
 
 import random
@@ -117,7 +117,7 @@ class Haystacks:
         self.tokens = min(config.tokens, len(rows) * len(rows.tokens[0]))
         self.margin = max(config.neighbourhood, config.question_context + config.text_tokens, behind)
         around = max(self.margin, config.passages_until, config.passage_width)
-        if self.tokens <= max(lengths.longest, config.passage_width) + 2 * around:
+        if self.tokens <= max(lengths.longest, config.passage_width, config.window_tokens) + 2 * around:
             raise SenriError(
                 f"the training text has {self.tokens} tokens (training.recall.haystacks.tokens), too few for a text of "
                 f"{lengths.longest} tokens (training.recall) with what stands around it: give more text."
@@ -135,8 +135,9 @@ class Haystacks:
             self._add_group(rng)
         self._areas = [self._area(rng) for _ in range(config.passage_areas)]
         self.texts = [self._text(rng) for _ in range(config.texts)]
-        start_layer = self.base.start_layer
-        self._kept_facts = KeptRuns(model, self._facts, start_layer, folder / "facts", dtype, outputs=False, half=half)
+        self.windows = [torch.tensor([self._some(config.window_tokens, rng)]) for _ in range(config.windows)]
+        start, facts = self.base.start_layer, folder / "facts"
+        self._kept_facts = KeptRuns(model, self._facts, self.windows, start, facts, dtype, outputs=False, half=half)
 
     @property
     def runs(self) -> list[Run]:

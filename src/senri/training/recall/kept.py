@@ -1,7 +1,8 @@
 """KeptRuns: what enters a layer after some runs of tokens, and what comes out behind the last one without a memory.
 
 Facts and questions do not change from step to step, and the layers below the memory do not either. So each run is
-computed when it is asked for the first time, and kept on disk; a run of training that goes on finds it there.
+computed when it is asked for the first time, and kept on disk; a run of training that goes on finds it there. As in
+use, each stands behind a window of text, which several share.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +19,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from senri.memory.state import fingerprint
+from senri.mixers.cache_senri import peek_cache
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.evaluating import evaluating
-from senri.training.frozen_base import check_finite, lower_fingerprint, lower_states, open_kept
+from senri.training.frozen_base import check_finite, lower_fingerprint, open_kept
+from senri.training.recall.window import Window
 
 _ROWS = 8
-"""Runs of about the same length that are computed together."""
+"""Runs that are computed together; so many after each other stand behind one window."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class KeptRuns:
     Args:
         model: a Senri model whose layers are frozen, but for its memories.
         runs: all runs.
+        windows: what stands before them, `[1, window]` each.
         start_layer: the layer whose inputs are kept.
         folder: where they are kept.
         dtype: of the states that are kept, `float16` or `float32`.
@@ -63,6 +68,7 @@ class KeptRuns:
         self,
         model: SenriForCausalLM,
         runs: Sequence[Run],
+        windows: Sequence[Tensor],
         start_layer: int,
         folder: Path,
         dtype: str,
@@ -70,6 +76,8 @@ class KeptRuns:
         half: bool,
     ) -> None:
         self._model, self._runs, self._start_layer, self._half = model, runs, start_layer, half
+        self._windows = windows
+        self._behind: dict[int, tuple[Window, Any]] = {}  # by window: its lower layers, and a cache of the others
         self._ends = [*accumulate(len(run) for run in runs)]
         parts = [
             lower_fingerprint(model, start_layer),
@@ -77,6 +85,7 @@ class KeptRuns:
             half,
             outputs,
             [[run.skip, run.answer, *run.ids] for run in runs],
+            [window.tolist() for window in windows],
         ]
         if outputs:
             memory = {id(part) for part in _memory_parameters(model)}
@@ -114,19 +123,26 @@ class KeptRuns:
 
     @torch.no_grad()
     def _compute(self, numbers: Sequence[int]) -> None:
-        missing = {number for number in numbers if not self._is_there[number]}
-        by_length = sorted(missing, key=lambda number: (len(self._runs[number].ids), number))
-        for start in range(0, len(by_length), _ROWS):
-            self._compute_together(by_length[start : start + _ROWS])
+        missing: dict[int, list[int]] = {}
+        for number in sorted({number for number in numbers if not self._is_there[number]}):
+            missing.setdefault(number // _ROWS % len(self._windows), []).append(number)
+        for window, some in missing.items():
+            by_length = sorted(some, key=lambda number: (len(self._runs[number].ids), number))
+            for start in range(0, len(by_length), _ROWS):
+                self._compute_together(by_length[start : start + _ROWS], window)
 
-    def _compute_together(self, numbers: Sequence[int]) -> None:
+    def _compute_together(self, numbers: Sequence[int], window: int) -> None:
         device = self._model.device
         runs = [self._runs[number] for number in numbers]
         padded = pad_sequence([torch.tensor(run.ids) for run in runs], batch_first=True)
         padded = padded.to(device)  # padding stands behind the end, which nothing sees
         with torch.autocast(device.type, torch.bfloat16, enabled=self._half):
-            states = lower_states(self._model, padded, self._start_layer, padded.shape[1])
-            outputs = None if self._outputs is None else self._run(states)
+            if window not in self._behind:
+                read = Window(self._model, self._windows[window].to(device), self._start_layer)
+                self._behind[window] = read, None if self._outputs is None else read.upper()
+            read, upper = self._behind[window]
+            states = read.lower(padded)
+            outputs = None if upper is None else self._run(states, read, upper)
         for row, (number, run) in enumerate(zip(numbers, runs, strict=True)):
             place = self._place(number)
             with np.errstate(over="ignore"):  # said in words below
@@ -138,10 +154,19 @@ class KeptRuns:
                 check_finite(self._outputs[place])
             self._is_there[number] = 1
 
-    def _run(self, states: Tensor) -> Tensor:
+    def _run(self, states: Tensor, read: Window, upper: Any) -> Tensor:
         """Return what comes out behind the last norm, `[batch, seq, hidden]`, for states that enter the layer."""
+        cache = peek_cache(upper)
+        cache.batch_repeat_interleave(len(states))
+        positions = read.positions_behind(*states.shape[:2])
         with evaluating(self._model), self._model.memory_disabled():
-            run = self._model.model(inputs_embeds=states, start_layer=self._start_layer, use_cache=False)
+            run = self._model.model(
+                inputs_embeds=states,
+                position_ids=positions,
+                start_layer=self._start_layer,
+                past_key_values=cache,
+                use_cache=True,
+            )
         outputs: Tensor = run.last_hidden_state
         return outputs
 
