@@ -255,7 +255,7 @@ def _written_together(memory: LeastSquaresMemory, run: Run, held: Held) -> Write
     for keys, values, strength in zip(*segments, strict=True):
         directions, changes = memory.changes(held, keys, values, strength)
         found.append((directions.norm(dim=-1) * changes.norm(dim=-1))[0])
-        held = memory.written(held, keys, values, strength)
+        held = memory.changed(held, keys, strength, directions, changes)
     return Writes(torch.cat(found, dim=1).cpu(), run.strength[0].cpu(), None)
 
 

@@ -24,6 +24,7 @@ from senri.memory.checks import check_call, check_rows
 from senri.memory.cleaning import SVDCleaningStats, clean_matrix
 from senri.memory.reading import product
 from senri.memory.scan import Run
+from senri.memory.segment_places import SegmentPlaces
 from senri.memory.typed import check_at_least
 from senri.memory.watching import WatchedWrites
 
@@ -50,8 +51,13 @@ class LeastSquaresOptions:
             raise SenriError(f"memory.options.ridge is {self.ridge}, but it must be 0 or above.")
 
 
-_NEEDED = {"rule": "delta", "granularity": "segment", "normaliser": "rmsnorm", "scope": "sequence"}
-_ORDER = {"order": "retrieve_then_update"}
+_NEEDED = {
+    "rule": "delta",
+    "granularity": "segment",
+    "normaliser": "rmsnorm",
+    "scope": "sequence",
+    "order": "retrieve_then_update",
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for name, wanted in {**_NEEDED, **_ORDER}.items():
+        for name, wanted in _NEEDED.items():
             if getattr(self.config, name) != wanted:
                 raise SenriError(
                     f"memory.{name} is {getattr(self.config, name)!r}, but a memory of type 'least_squares' needs "
@@ -168,7 +174,7 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
             strength = self._strength(keys, beta, mask)
             if self.config.gradient == "none":
                 keys, values, strength = keys.detach(), values.detach(), strength.detach()
-            places = _Places(state["count"].expand(batch), mask, batch, seq, length)
+            places = SegmentPlaces(state["count"].expand(batch), mask, batch, seq, length)
             waiting = (state["pending_k"], state["pending_v"], state["pending_beta"].unsqueeze(-1))
             laid = [
                 places.lay(x, past.expand(batch, -1, -1, -1))
@@ -216,7 +222,10 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
             values: `[batch, heads, tokens, value_dim]`.
             strength: `[batch, heads, tokens]`, in [0, 1].
         """
-        directions, changes = self.changes(held, keys, values, strength)
+        return self.changed(held, keys, strength, *self.changes(held, keys, values, strength))
+
+    def changed(self, held: Held, keys: Tensor, strength: Tensor, directions: Tensor, changes: Tensor) -> Held:
+        """Return what is held after what `changes` returned was added; arguments as there."""
         return Held(held.matrix + directions.transpose(-1, -2) @ changes, self._sketched(held.sketch, keys, strength))
 
     def changes(self, held: Held, keys: Tensor, values: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,20 +244,23 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
             sketch, turned = held.sketch, held.sketch.transpose(-1, -2)
             known = torch.eye(sketch.shape[-2], dtype=sketch.dtype, device=sketch.device) + sketch @ turned
             directions = keys - torch.linalg.solve(known, sketch @ keys.transpose(-1, -2)).transpose(-1, -2) @ sketch
-        strength = strength.clamp(max=1 - _LEAST).unsqueeze(-1)
-        alone = (1 - strength + self.options.ridge * strength).squeeze(-1)
-        shared = strength * (keys @ directions.transpose(-1, -2)) + torch.diag_embed(alone)
+        strength, alone = (x.unsqueeze(-1) for x in self._bounded(strength))
+        shared = strength * (keys @ directions.transpose(-1, -2)) + torch.diag_embed(alone.squeeze(-1))
         changes: Tensor = torch.linalg.solve(shared, strength * (values - keys @ held.matrix))
         return directions, changes
+
+    def _bounded(self, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """Return strengths b below 1, and b d of each, 1 - b + r b (see the class)."""
+        strength = strength.clamp(max=1 - _LEAST)
+        return strength, 1 - strength + self.options.ridge * strength
 
     @torch.no_grad()
     def _sketched(self, sketch: Tensor | None, keys: Tensor, strength: Tensor) -> Tensor | None:
         """Return the sketch after some tokens were written."""
         if sketch is None:
             return None
-        strength = strength.clamp(max=1 - _LEAST)
-        weights = (strength / (1 - strength + self.options.ridge * strength)).sqrt()
-        rows = torch.cat([sketch, weights.unsqueeze(-1) * keys], dim=-2)
+        strength, alone = self._bounded(strength)
+        rows = torch.cat([sketch, (strength / alone).sqrt().unsqueeze(-1) * keys], dim=-2)
         _, vectors = torch.linalg.eigh(rows @ rows.transpose(-1, -2))  # ascending
         largest = vectors[..., -sketch.shape[-2] :].transpose(-1, -2) @ rows
         return torch.where(largest.sum(-1, keepdim=True) < 0, -largest, largest)  # a sign says nothing, but differs
@@ -273,50 +285,3 @@ def _chosen(rows: Tensor, new: Held, old: Held) -> Held:
     if new.sketch is not None and old.sketch is not None:
         sketch = torch.where(rows, new.sketch, old.sketch)
     return Held(torch.where(rows, new.matrix, old.matrix), sketch)
-
-
-class _Places:
-    """Where the tokens of a call stand in segments, rows at different positions; sizes follow from shapes alone.
-
-    Args:
-        count: tokens seen before, `[batch]`.
-        mask: `[batch, seq]`, False for tokens that are not there; None when all are.
-        batch: rows.
-        seq: tokens of the call.
-        length: tokens of a segment.
-    """
-
-    def __init__(self, count: Tensor, mask: Tensor | None, batch: int, seq: int, length: int) -> None:
-        self.length, self.segments = length, -(-(seq + length - 1) // length)
-        begun, last = count.remainder(length).unsqueeze(1), self.segments * length
-        present = seq if mask is None else mask.sum(dim=1, keepdim=True)
-        index = torch.arange(seq, device=count.device).expand(batch, seq)
-        rank = index if mask is None else mask.cumsum(dim=1) - 1
-        place = begun + rank
-        self.place = place if mask is None else torch.where(mask, place, last)
-        end = begun + present
-        ends = torch.arange(1, self.segments + 1, device=count.device) * length
-        self.full = end >= ends
-        behind = torch.arange(length - 1, device=count.device)
-        self._is_left = behind < end.remainder(length)
-        self._left = (end.div(length, rounding_mode="floor") * length + behind).clamp(max=last - 1)
-
-    def lay(self, x: Tensor, past: Tensor | None) -> Tensor:
-        """Lay tokens `[batch, heads, seq, dim]` behind those of the unfinished segment; zeros where there is none:
-        `[batch, heads, segments * length, dim]`.
-        """
-        batch, heads, seq, dim = x.shape
-        room = x.new_zeros(batch, heads, self.segments * self.length + 1, dim)
-        if past is not None:
-            room[:, :, : self.length - 1] = past.to(x.dtype)
-        return room.scatter(2, self.place[:, None, :, None].expand(batch, heads, seq, dim), x)[:, :, :-1]
-
-    def collect(self, x: Tensor) -> Tensor:
-        """Take what stands at the tokens' places; any for padding."""
-        index = self.place.clamp(max=x.shape[2] - 1)
-        return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-    def rest(self, x: Tensor) -> Tensor:
-        """Return what stands in the unfinished segment, zeros behind it: `[batch, heads, length - 1, dim]`."""
-        index = self._left[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-        return x.gather(2, index) * self._is_left[:, None, :, None]
