@@ -144,6 +144,12 @@ def test_of_tokens_that_are_written_together_it_is_what_each_adds(ids, monkeypat
         assert recorded[0].change.shape == (2, TOKENS - TOKENS % length)
         if like:
             torch.testing.assert_close(recorded[0].change, read(build(like), ids, 7)[0].take_writes()[1].change)
+    model = build("together")
+    session = Session(model)
+    session.read(ids[:, :6])  # two tokens of a segment that the recording finishes
+    with record_memory(model) as trace:
+        session.read(ids[:, 6:])
+    torch.testing.assert_close(trace.take_writes()[1].change, recorded[0].change[:, 6:])
     # The four tokens of the first segment, written into nothing: least squares in the words of the definition.
     model = build("together")
     memory, seen = model.model.layers[1].self_attn.memory.memory, []

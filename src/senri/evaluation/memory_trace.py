@@ -176,11 +176,15 @@ class _Writer:
         self.layer, self.memory = layer, memory
         self.pieces: list[Writes] = []
         self._awaited = 0
+        self._early: int | None = None  # tokens of before the recording that are told of with its own
 
     def expect(self, _: Any, args: tuple[Any, ...], output: tuple[Any, Any]) -> None:
         """See how many tokens the memory is about to scan."""
         tokens = output[0]
         seq = tokens.k.shape[2]
+        if self._early is None:
+            together = isinstance(self.memory, LeastSquaresMemory)
+            self._early = int(args[1]["count"][0]) % self.memory.config.segment_length if together else 0
         if self.memory.frozen:
             nothing = torch.zeros(self.memory.num_key_value_heads, seq)
             has_decay = self.memory.config.rule == "gated_delta"
@@ -195,11 +199,15 @@ class _Writer:
         """
         if self._awaited:
             assert run.keys is not None
-            together = isinstance(self.memory, LeastSquaresMemory)  # told once, of other tokens than those of the call
-            self._awaited = 0 if together else self._awaited - run.keys.shape[2]
-            self.pieces.append(
-                _written_together(self.memory, run, before) if together else _writes(self.memory, run, before)
-            )
+            if isinstance(self.memory, LeastSquaresMemory):  # told once a call, of the segments that it finishes
+                self._awaited = 0
+                writes = _written_together(self.memory, run, before)
+                early = min(self._early or 0, writes.change.shape[1])
+                self._early = (self._early or 0) - early
+                self.pieces.append(Writes(writes.change[:, early:], writes.strength[:, early:], None))
+            else:
+                self._awaited -= run.keys.shape[2]
+                self.pieces.append(_writes(self.memory, run, before))
 
     def take(self) -> Writes:
         pieces, self.pieces = self.pieces, []
