@@ -162,7 +162,7 @@ SMALL = {
     **{"passages_until": 80, "passage_cue": 6, "passage_tokens": 10, "hidden": [2, 4], "tokens_per_fact": 20},
     **{
         "windows": 2,
-        "window_tokens": 9,
+        "window_tokens": [9, 5],
         "neighbourhood": 8,
         "aftermath": 3,
         "question_context": 4,

@@ -57,6 +57,7 @@ def test_kept_runs_are_what_the_layers_give(
     kept = kept_runs(model, runs, tmp_path)
     for number, run in enumerate(runs):  # the reference runs each alone, with its window
         window = WINDOWS[number // 2 % 2]
+        assert torch.equal(kept.window(number), window[0])
         ids = torch.cat([window, torch.tensor([run.ids])], dim=1)
         behind = window.shape[1] + run.skip
         (states,), (outputs,) = kept.states([number]), kept.outputs([number])
@@ -100,6 +101,7 @@ def test_a_haystack_holds_what_is_asked_for(
     finding_batches: Any, recall_rows: TrainingRows, bytes_tokenizer: Any
 ) -> None:
     batches, ended = finding_batches(), False
+    assert [window.shape[1] for window in batches._haystacks.windows[:3]] == [9, 5, 9]  # in turn
     flat = torch.cat(list(recall_rows.tokens))
     kinds, found = set(), set()
     for step in range(12):
@@ -221,7 +223,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 plain = model.lm_head(batch["outputs"][row, place]).softmax(-1)
                 penalty = torch.ones_like(plain)
             if copied and ahead:
-                shown = batch["asking_ids"][row, max(place - ahead + 1, 0) : place + 1].unique()
+                so_far = torch.cat([batch["before"][row], batch["asking_ids"][row, : place + 1]])
+                shown = so_far[-ahead:].unique()
                 shown = shown[shown != END]
                 penalty[shown] = (-mixer.memory_say.repetition(branch.inputs.seen(tail[0, place]))).exp()
             eps = branch.config.eps
@@ -270,9 +273,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             strength = strength.mean().sigmoid()
             log_mixed = (strength * said + (1 - strength) * plain[targets[place]]).log()
             if right or is_text or (ends and copied):
-                counts = 2.5 if ends else weight
-                (plain_text if is_text else mixed).append(-(1 if is_text else counts) * log_mixed)
-                heard += 0 if is_text else counts
+                (plain_text if is_text else mixed).append(-(1 if is_text else weight) * log_mixed)
+                heard += 0 if is_text else weight
             if 0 <= point < keys.shape[1]:
                 share_of_answer = weight / (1.5 + len(places))
                 meets = products.mean(0).mul(sharpness).exp() * possible[: keys.shape[1]]
@@ -456,6 +458,8 @@ def test_what_does_not_fit_is_refused(
         haystacks(styles=["chat"])
     with pytest.raises(SenriError, match="too few for a text of"):
         haystacks(longest=100_000)
+    with pytest.raises(SenriError, match=r"window_tokens is \[5, 0\]"):
+        haystacks(window_tokens=[5, 0])
     recall_rows.frozen_base = None
     with pytest.raises(SenriError, match="frozen_base=true"):
         haystacks()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from senri.mixers import AddedMemory, CopiedMemory, are_among, mixture
@@ -31,12 +32,15 @@ class AnswersSaid:
         alone: Tensor = self._model.lm_head(outputs).float().log_softmax(-1)
         return alone
 
-    def shown(self, asking_ids: Tensor, seen: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the penalty `[tokens, 1]` of tokens that the question and the answer so far have, as far as they would
-        not be written yet, and these, `[tokens, late]`; None for a memory that knows no tokens or does not wait.
+    def shown(
+        self, asking_ids: Tensor, before: Tensor, seen: Tensor, row: Tensor, column: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the penalty `[tokens, 1]` of tokens that the window shows, as far as they would not be written yet,
+        and these, `[tokens, late]`; None for a memory that knows no tokens or does not wait.
 
         Args:
             asking_ids: tokens of questions and answers, `[questions, tail]`.
+            before: those that stand before them, `[questions, window]`, -1 for none.
             seen: what the memory sees there, `[questions, tail, width]`.
             row: the question of each token that is asked for, `[tokens]`.
             column: its place there, `[tokens]`.
@@ -44,8 +48,10 @@ class AnswersSaid:
         branch: Any = self._mixer.memory
         if not isinstance(self._mixer, CopiedMemory) or self._mixer.memory_say.repetition is None:
             return None
-        start = branch.inputs.init_state(1, asking_ids.device)
-        recent = branch.inputs.recent(asking_ids[:, None, :, None].float(), start)
+        late = branch.config.tokens_late
+        past = before[:, -late:]
+        past = F.pad(past, (late - past.shape[1], 0), value=-1)
+        recent = branch.inputs.recent(asking_ids[:, None, :, None].float(), {"late_ids": past.unsqueeze(-1).float()})
         return self._mixer.memory_say.shown(branch.inputs.seen(seen[row, column]), recent[row, column])
 
     def ending(self, seen: Tensor, read: Tensor) -> Tensor | None:

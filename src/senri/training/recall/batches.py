@@ -57,6 +57,7 @@ class FindingBatches:
         chosen = drawn.rng.sample(fits, min(self._config.text_questions, len(fits)))
         asked: list[tuple[Asked, int | None]] = [*drawn.asked, *((one, None) for one in chosen)]
         numbers = [one.number for one, _ in asked]
+        windows = [self._kept.window(number) for number in numbers]
         points = []
         for one, begin in asked:
             places = torch.full((len(one.ids) - 1,), -1)
@@ -70,6 +71,7 @@ class FindingBatches:
             "ids": drawn.ids[None],
             "asking": pad_sequence(self._kept.states(numbers), batch_first=True)[:, :-1],
             "asking_ids": pad_sequence([torch.tensor(one.ids[:-1]) for one, _ in asked], batch_first=True),
+            "before": pad_sequence(windows, batch_first=True, padding_value=-1, padding_side="left"),
             "targets": _targets([one for one, _ in asked]),
             "points": pad_sequence(points, batch_first=True, padding_value=-1),
             "outputs": pad_sequence(self._kept.outputs(numbers), batch_first=True)[:, :-1],

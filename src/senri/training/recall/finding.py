@@ -45,8 +45,7 @@ class Finding(Objective):
         start_layer: the memory's layer.
         config: of this loss.
         kinds: names of the kinds of questions.
-        first_weight: the first token of an answer counts so many times as much as each of the others, and so does the
-            end, where the mixture is learnt.
+        first_weight: the first token of an answer counts so many times as much as each of the others.
 
     Raises:
         SenriError: a memory of another kind, or several.
@@ -75,6 +74,7 @@ class Finding(Objective):
         hidden: Tensor,
         asking: Tensor,
         asking_ids: Tensor,
+        before: Tensor,
         targets: Tensor,
         points: Tensor,
         outputs: Tensor,
@@ -100,6 +100,7 @@ class Finding(Objective):
             hidden: `[seq]`, which of them came with a fact; the others are the haystack.
             asking: `[questions, tail, hidden]`, what enters `start_layer` in questions and answers.
             asking_ids: `[questions, tail]`, their tokens.
+            before: `[questions, window]`, the tokens that stand before them, -1 for none.
             targets: `[questions, tail]`, the token that follows each, where it is asked for; else -100.
             points: `[questions, tail]`, where that token stands in the text, or -1.
             outputs: `[questions, tail, hidden]`, what the model without memory has there for the head.
@@ -117,7 +118,7 @@ class Finding(Objective):
         queries = self._queries(seen, past)
         likeness = self._likeness(queries[row, :, column], self._written(tokens.k))
         said_of = AnswersSaid(self.model, self._mixer)
-        shown, alone = said_of.shown(asking_ids, seen, row, column), said_of.alone(outputs[row, column])
+        shown, alone = said_of.shown(asking_ids, before, seen, row, column), said_of.alone(outputs[row, column])
         added = likely(alone, shown, ids[0], self.settings.prior)
         logits = self.settings.sharpness * likeness.mean(1) + added[:, : likeness.shape[-1]]
         meeting, met = meeting_loss(logits, points[row, column], share)
@@ -136,7 +137,6 @@ class Finding(Objective):
         ending = said_of.ending(seen[row, column], read.detach())
         mixed = said_of.mixed(read.detach(), pointed.detach(), wanted, alone, strengths, ending, shown)
         ends = ~is_text & (wanted == self._end_token)
-        weight = torch.where(ends, self.first_weight, weight)
         is_asked = ~is_text & ~ends & pointer.is_right.any(-1) & (points[row, column] < len(passing))
         of_asked, of_answers = (
             weight * some / (weight * some).sum().clamp(min=1e-6)

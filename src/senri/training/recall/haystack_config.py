@@ -35,13 +35,13 @@ class HaystackConfig:
         kinds: of facts, with their weights.
         styles: ways to ask.
         asked: ways in which each fact is asked for, drawn from these.
-        first_weight: an answer's first token counts so many times as much in the loss as each of the others, and its
-            end, where what is said is learnt.
+        first_weight: an answer's first token counts so many times as much in the loss as each of the others.
         hidden: numbers of facts in a text; drawn with equal chances.
         tokens_per_fact: a text has no more facts than one in so many tokens.
         windows: stretches of text, of which facts, questions and plain texts each stand behind one,
-        window_tokens: with so many tokens, as in use: states behind little text are others, and a memory that is shown
-            facts behind little and haystacks behind much would tell them by that.
+        window_tokens: with so many tokens, in turn. Behind less than the model's window its first token is attended to
+            by all others, and states are others; behind little they are others still. So most have more, as in use, and
+            some have less, as where a text begins.
         neighbourhood: tokens of other text between such a stretch and a fact.
         aftermath: tokens of plain text behind a fact that stand there with it: their states see it.
         questions: most of them about one text.
@@ -78,7 +78,7 @@ class HaystackConfig:
     hidden: list[int]
     tokens_per_fact: int
     windows: int
-    window_tokens: int
+    window_tokens: list[int]
     neighbourhood: int
     aftermath: int
     questions: int
@@ -118,6 +118,10 @@ class HaystackConfig:
             raise SenriError("training.recall.haystacks.styles is empty: name at least one.")
         if not self.hidden or min(self.hidden) < 1:
             raise SenriError(f"training.recall.haystacks.hidden is {self.hidden}, but it must hold numbers from 1 on.")
+        if not self.window_tokens or min(self.window_tokens) < 1:
+            raise SenriError(
+                f"training.recall.haystacks.window_tokens is {self.window_tokens}, but it must hold numbers from 1 on."
+            )
         if not 0 <= self.alike_share <= 1:
             raise SenriError(f"training.recall.haystacks.alike_share is {self.alike_share}, but it must be 0 to 1.")
         if not 0 <= self.same_wording_share <= 1:

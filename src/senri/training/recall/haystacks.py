@@ -7,7 +7,7 @@ after a window of other text, so that it can be put in anywhere.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class Haystacks:
         self.tokens = min(config.tokens, len(rows) * len(rows.tokens[0]))
         self.margin = max(config.neighbourhood, config.question_context + config.text_tokens, behind)
         around = max(self.margin, config.passages_until, config.passage_width)
-        if self.tokens <= max(lengths.longest, config.passage_width, config.window_tokens) + 2 * around:
+        if self.tokens <= max(lengths.longest, config.passage_width, *config.window_tokens) + 2 * around:
             raise SenriError(
                 f"the training text has {self.tokens} tokens (training.recall.haystacks.tokens), too few for a text of "
                 f"{lengths.longest} tokens (training.recall) with what stands around it: give more text."
@@ -135,7 +135,8 @@ class Haystacks:
             self._add_group(rng)
         self._areas = [self._area(rng) for _ in range(config.passage_areas)]
         self.texts = [self._text(rng) for _ in range(config.texts)]
-        self.windows = [torch.tensor([self._some(config.window_tokens, rng)]) for _ in range(config.windows)]
+        window_tokens = islice(cycle(config.window_tokens), config.windows)
+        self.windows = [torch.tensor([self._some(tokens, rng)]) for tokens in window_tokens]
         start, facts = self.base.start_layer, folder / "facts"
         self._kept_facts = KeptRuns(model, self._facts, self.windows, start, facts, dtype, outputs=False, half=half)
 

@@ -117,6 +117,13 @@ class KeptRuns:
         self._compute(numbers)
         return [torch.from_numpy(self._outputs[self._place(number)].astype(np.float32)) for number in numbers]
 
+    def window(self, number: int) -> Tensor:
+        """Return the tokens that stand before a run, `[window]`."""
+        return self._windows[self._window_of(number)][0]
+
+    def _window_of(self, number: int) -> int:
+        return number // _ROWS % len(self._windows)
+
     def _place(self, number: int) -> slice:
         end = self._ends[number]
         return slice(end - len(self._runs[number]), end)
@@ -125,7 +132,7 @@ class KeptRuns:
     def _compute(self, numbers: Sequence[int]) -> None:
         missing: dict[int, list[int]] = {}
         for number in sorted({number for number in numbers if not self._is_there[number]}):
-            missing.setdefault(number // _ROWS % len(self._windows), []).append(number)
+            missing.setdefault(self._window_of(number), []).append(number)
         for window, some in missing.items():
             by_length = sorted(some, key=lambda number: (len(self._runs[number].ids), number))
             for start in range(0, len(by_length), _ROWS):
