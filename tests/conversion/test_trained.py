@@ -1,5 +1,6 @@
 """Trained memories are put into a converted model, or refused in a sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_what_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
     damaged.write_bytes(b"no tensors here")
     with pytest.raises(SenriError, match="damaged"):
         convert(base, preset(str(damaged)))
+
+
+def test_a_part_of_a_memory_is_refused(base: Path, tmp_path: Path) -> None:
+    own = replace(preset(None), memory=MemoryConfig(combine="add", projections="own", segment_length=8))
+    tensors = dict(convert(base, own).model.named_parameters())
+    held = {name: tensor.detach() for name, tensor in tensors.items() if ".self_attn.memory" in name}
+    whole = write(tmp_path / "whole.safetensors", **held)
+    assert convert(base, replace(own, trained=whole)).model is not None
+    del held["model.layers.1.self_attn.memory.inputs.k_proj.weight"]
+    part = write(tmp_path / "part.safetensors", **held)
+    with pytest.raises(SenriError, match=r"a part of the memory in layer 1: .*k_proj.weight is not there"):
+        convert(base, replace(own, trained=part))
 
 
 def test_a_name_or_a_file_that_is_not_there(base: Path) -> None:

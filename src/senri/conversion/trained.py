@@ -47,10 +47,11 @@ def load_trained(model: SenriForCausalLM, path: Path) -> list[str]:
 
     Args:
         model: converted by the preset that the memory was trained with.
-        path: of `find_trained`; `trained.safetensors` of a stage of `senri train` is one.
+        path: of `find_trained`; `memory.safetensors` of a run of `senri train` is one.
 
     Raises:
-        SenriError: a damaged file, a parameter that the model does not have, or one of another shape.
+        SenriError: a damaged file, a parameter that the model does not have, one of another shape, or a part of a
+            memory.
     """
     parameters = dict(model.named_parameters())
     try:
@@ -68,6 +69,19 @@ def load_trained(model: SenriForCausalLM, path: Path) -> list[str]:
                 f"{path} holds {name} of the shape {list(tensor.shape)}, but the model's is "
                 f"{list(parameters[name].shape)}: it was trained with another preset or base."
             )
+    _check_whole(model, path, set(tensors))
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor)
     return list(tensors)
+
+
+def _check_whole(model: SenriForCausalLM, path: Path, held: set[str]) -> None:
+    """Raise for a part of a memory: what was learnt belongs to the whitening and the codes that it was learnt with."""
+    for layer in model.model.memory_branches():
+        prefix = f"model.layers.{layer}.self_attn.memory"
+        missing = {name for name, _ in model.named_parameters() if name.startswith(prefix)} - held
+        if missing and any(name.startswith(f"{prefix}.") for name in held):
+            raise SenriError(
+                f"{path} holds a part of the memory in layer {layer}: {min(missing)} is not there, and a conversion "
+                "would make it anew, unlike the one that the rest was trained with: take memory.safetensors of the run."
+            )
