@@ -101,7 +101,7 @@ def test_a_haystack_holds_what_is_asked_for(
     finding_batches: Any, recall_rows: TrainingRows, bytes_tokenizer: Any
 ) -> None:
     batches, ended = finding_batches(), False
-    assert [window.shape[1] for window in batches._haystacks.windows[:3]] == [9, 5, 9]  # in turn
+    assert [window.shape[1] for window in batches._haystacks.windows] == [9, 5]  # in turn
     flat = torch.cat(list(recall_rows.tokens))
     kinds, found = set(), set()
     for step in range(12):
