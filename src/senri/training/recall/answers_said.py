@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from senri.mixers import AddedMemory, CopiedMemory, are_among, mixture
@@ -48,10 +47,9 @@ class AnswersSaid:
         branch: Any = self._mixer.memory
         if not isinstance(self._mixer, CopiedMemory) or self._mixer.memory_say.repetition is None:
             return None
-        late = branch.config.tokens_late
-        past = before[:, -late:]
-        past = F.pad(past, (late - past.shape[1], 0), value=-1)
-        recent = branch.inputs.recent(asking_ids[:, None, :, None].float(), {"late_ids": past.unsqueeze(-1).float()})
+        ids = torch.cat([before[:, -branch.config.tokens_late :], asking_ids], dim=1)
+        start = branch.inputs.init_state(1, ids.device)
+        recent = branch.inputs.recent(ids[:, None, :, None].float(), start)[:, -asking_ids.shape[1] :]
         return self._mixer.memory_say.shown(branch.inputs.seen(seen[row, column]), recent[row, column])
 
     def ending(self, seen: Tensor, read: Tensor) -> Tensor | None:
