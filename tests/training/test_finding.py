@@ -24,6 +24,7 @@ from senri.training.recall.finding import Finding
 from senri.training.recall.haystacks import aligned
 from senri.training.recall.kept import KeptRuns, Run
 from senri.training.rows import TrainingRows
+from senri.training.stage_data import finding_of_stage
 
 from .conftest import RECALL_LAYER, RECALL_TEXT, recall_config, recall_recipe, stop_in_call, tiny_model
 from .test_language_modelling import assert_same, gradients
@@ -474,6 +475,25 @@ def finding_recipe(recipe_file: Path) -> Path:
     stages["distill"] = {"enabled": True, "loss": "values", "train": "values", "max_steps": 3, "learning_rate": 5.0e-3}
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+def test_hearing_is_learnt_behind_finding(recipe_file: Path) -> None:
+    """From texts as long as they have become, with a memory from the first step on."""
+    path = finding_recipe(recipe_file)
+    recipe = yaml.safe_load(path.read_text())
+    recipe["training"]["stages"]["full"] |= {"loss": "finding", "train": "hearing", "max_steps": 2}
+    recipe["training"]["stages"]["distill"]["enabled"] = False
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    settings = recall_config().finding
+    stages = ConfigManager(path, []).recipe.training.stages
+    hearing = finding_of_stage(settings, stages.full)
+    assert finding_of_stage(settings, stages.memory) == settings
+    assert hearing == replace(settings, meeting_first=0, lengths=replace(settings.lengths, first=160))
+    lines = read_metrics(ThreeStageTrainer(ConfigManager(path, [])).train().folder / "metrics.jsonl")
+    meets = [(line["stage"], "correct" in line) for line in lines]
+    assert meets == [*[("memory", False)] * 2, *[("memory", True)] * 4, *[("full", True)] * 2]
+    least = settings.lengths.shortest_share * settings.lengths.longest
+    assert all(line["length"] >= least for line in lines if line["stage"] == "full")
 
 
 def test_the_recipe_says_finds_and_recalls_and_goes_on_where_it_was(

@@ -1,6 +1,6 @@
 """What the trainer reads in a stage: rows of tokens, or numbered samples that a collator makes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from senri.evaluation.processes import process_state
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.config import Recipe, StageConfig
 from senri.training.recall.batches import FindingBatches, NumberedSamples, RecallBatches
+from senri.training.recall.config import FindingConfig
 from senri.training.recall.haystacks import Haystacks
 from senri.training.recall.values import Stretches, ValueDecoding
 from senri.training.rows import TrainingRows
@@ -67,7 +68,7 @@ def stage_data(
         kinds = recall.haystacks.kinds
         stretches = Stretches(rows, tokenizer, recall.values, recall.window, kinds, seed)
         return StageData(samples, stretches, training.batch_size * stretches.tokens)
-    is_finding = config.loss == "finding"
+    is_finding, finding = config.loss == "finding", finding_of_stage(recall.finding, config)
     kept = folder.parent / "kept"  # stages share it
     dtype = training.frozen_base_dtype
     with process_state().main_process_first():  # the others open the files that it made
@@ -76,7 +77,7 @@ def stage_data(
             tokenizer,
             rows,
             recall.haystacks,
-            (recall.finding if is_finding else recall.answering).lengths,
+            (finding if is_finding else recall.answering).lengths,
             0 if is_finding else recall.window.longest + recall.answering.text_tokens,
             kept,
             training.batch_size,
@@ -85,11 +86,26 @@ def stage_data(
             half=half,
         )
         batches = (
-            FindingBatches(haystacks, model, recall.haystacks, recall.finding, kept, dtype, half=half)
+            FindingBatches(haystacks, model, recall.haystacks, finding, kept, dtype, half=half)
             if is_finding
             else RecallBatches(haystacks, recall.window, recall.answering.text_tokens)
         )
     return StageData(samples, batches, 0)
+
+
+def finding_of_stage(finding: FindingConfig, config: StageConfig) -> FindingConfig:
+    """Return the settings of the loss `finding` in a stage.
+
+    A stage that learns only how far the memory is heard follows one that taught it to find: it has texts as long as
+    they have become, and no steps without a memory.
+
+    Args:
+        finding: settings of the run.
+        config: of the stage.
+    """
+    if config.train != "hearing":
+        return finding
+    return replace(finding, meeting_first=0, lengths=replace(finding.lengths, first=finding.lengths.longest))
 
 
 def solve_values(objective: ValueDecoding, stretches: Stretches, recipe: Recipe, config: StageConfig) -> None:
