@@ -171,7 +171,7 @@ SMALL = {
         "text_questions": 2,
     },
     **{"noise_characters": 200},
-    **{"styles": ["verbatim", "completion", "question"], "noise": 1, "code": 1, "noise_sentences": 1},
+    **{"styles": {"verbatim": 1.0, "completion": 1.0, "question": 1.0}, "noise": 1, "code": 1, "noise_sentences": 1},
     **{"contents": 1, "contents_entries": 5, "reference": 1, "beginnings": 1, "beginning_tokens": 60},
 }
 LENGTHS = {"first": 60, "longest": 160, "growth": 1.5, "shortest_share": 0.5}

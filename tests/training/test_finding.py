@@ -2,6 +2,7 @@
 
 import copy
 import os
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -296,7 +297,7 @@ def faint_memory(branch: Any, tokens: Any, batch: dict[str, torch.Tensor]) -> An
     for step in range(tokens.k.shape[2]):
         token = step - branch.config.tokens_late
         strength = tokens.beta[:, :, step : step + 1]
-        if token >= 0 and batch["hidden"][token]:
+        if token >= 0 and batch["hidden"][token] and strength.any():  # the first token is never written
             strength = (strength.logit() - batch["fainter"]).sigmoid()
         state = branch.memory.write(
             tokens.k[:, :, step : step + 1], tokens.v[:, :, step : step + 1], state, strength, None
@@ -328,12 +329,20 @@ def copying(**changes: Any) -> SenriForCausalLM:
 TOGETHER = {"type": "least_squares", "granularity": "segment", "segment_length": 50}
 
 
+def partly_written(batch: dict[str, torch.Tensor]) -> bool:
+    """Whether some of what is asked for stands in segments of 50 tokens that are full, and some does not."""
+    points, written = batch["points"][batch["kinds"] >= 0], batch["ids"].shape[1] // 50 * 50
+    return bool(((points >= 0) & (points < written)).any()) and bool((points >= written).any())
+
+
 @pytest.mark.parametrize("combine", ["add", "copy", "copy that waits", "copy that writes together"])
 def test_the_loss_is_that_of_reading_everything_for_each_question(
     finding_batches: Any, model: SenriForCausalLM, combine: str
 ) -> None:
     batches = finding_batches()
     batch = batches([{"number": 0}])
+    if "together" in combine:  # some of what is asked for is not written yet
+        batch = next(one for number in range(99) if partly_written(one := batches([{"number": number}])))
     if combine != "add":
         waits = {"look_ahead": 3, "write_delay": 2, "whitened_inputs": True, "token_inputs": True}
         sketched = TOGETHER | {"options": {"ridge": 0.5, "sketch": 6}}
@@ -347,8 +356,6 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
         torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.prior, 0.3)
         torch.nn.init.normal_(double.model.layers[RECALL_LAYER].self_attn.memory_say.end.weight, std=0.3)
     batch = {name: part.double() if part.is_floating_point() else part for name, part in batch.items()}
-    if "together" in combine:  # some of what is asked for is not written yet
-        assert batch["points"].max() >= batch["ids"].shape[1] // 50 * 50 > 0
     found = objective(double, batches)(**batch)
     mine = gradients(double, found["loss"])
     wanted = slow_loss(double, batch, 8.0)
@@ -442,7 +449,7 @@ def test_a_chat_ends_with_the_end_of_text(
 ) -> None:
     template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
     monkeypatch.setattr(bytes_tokenizer, "chat_template", template, raising=False)
-    for asked in (one for of_fact in haystacks(styles=["chat"])._about for one in of_fact):
+    for asked in (one for of_fact in haystacks(styles={"chat": 1.0})._about for one in of_fact):
         assert asked.ids[-1] == bytes_tokenizer.eos_token_id and asked.points[-1] == asked.points[-2] + 1
         assert bytes_tokenizer.decode(list(asked.ids[: asked.answer])).endswith(">")
         assert len(asked.points) > 2 and all(point >= 0 for point in asked.points[:-1])
@@ -456,7 +463,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(SenriError, match="learned_read_strength to true"):
         Finding(tiny_model("add", (2,)), 2, recall_config().finding, (), 0.5)
     with pytest.raises(SenriError, match="no chat template"):
-        haystacks(styles=["chat"])
+        haystacks(styles={"chat": 1.0})
     with pytest.raises(SenriError, match="too few for a text of"):
         haystacks(longest=100_000)
     with pytest.raises(SenriError, match=r"window_tokens is \[5, 0\]"):
@@ -475,6 +482,20 @@ def finding_recipe(recipe_file: Path) -> Path:
     stages["distill"] = {"enabled": True, "loss": "values", "train": "values", "max_steps": 3, "learning_rate": 5.0e-3}
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+def test_ways_to_ask_are_drawn_by_their_weights() -> None:
+    config = replace(
+        recall_config().haystacks, styles={"question": 4.0, "begun": 1.0, "chat": 1.0, "verbatim": 0.0}, asked=2
+    )
+    rng = random.Random(0)
+    drawn = [config.draw_styles(rng) for _ in range(3000)]
+    assert all(len({*some}) == 2 and "verbatim" not in some for some in drawn)
+    for style, wanted in (("question", 4 / 6), ("begun", 1 / 6), ("chat", 1 / 6)):  # the first by its weight alone
+        assert abs(sum(some[0] == style for some in drawn) / 3000 - wanted) < 0.04
+    after_question = [some[1] for some in drawn if some[0] == "question"]
+    assert abs(after_question.count("chat") / len(after_question) - 0.5) < 0.04
+    assert len(replace(config, asked=9).draw_styles(rng)) == 3
 
 
 def test_hearing_is_learnt_behind_finding(recipe_file: Path) -> None:

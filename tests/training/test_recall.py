@@ -173,7 +173,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_texts(recipe_file: Path, m
         ("training.recall.haystacks.code=-1", "code is -1"),
         ("training.recall.haystacks.hidden=[]", "hidden is"),
         ("training.recall.haystacks.hidden=[0]", "numbers from 1 on"),
-        ("training.recall.haystacks.styles=[]", "styles is empty"),
+        ("training.recall.haystacks.styles={chat: 0, question: 0, verbatim: 0, completion: 0, begun: 0}", "styles is"),
         ("training.recall.haystacks.alike_share=2", "0 to 1"),
         ("training.recall.haystacks.same_wording_share=-1", "same_wording_share is -1"),
         ("training.recall.haystacks.first_weight=0", r"first_weight is 0(\.0)?, but it must be above 0"),

@@ -1,5 +1,6 @@
 """Settings of what recall training hides in a text and asks for."""
 
+import random
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -33,7 +34,7 @@ class HaystackConfig:
         alike_share: of the groups whose facts only their keys tell apart.
         same_wording_share: of those, whose facts are all said in one sentence.
         kinds: of facts, with their weights.
-        styles: ways to ask.
+        styles: ways to ask, with their weights.
         asked: ways in which each fact is asked for, drawn from these.
         first_weight: an answer's first token counts so many times as much in the loss as each of the others.
         hidden: numbers of facts in a text; drawn with equal chances.
@@ -72,7 +73,7 @@ class HaystackConfig:
     alike_share: float
     same_wording_share: float
     kinds: dict[str, float]
-    styles: list[Style]
+    styles: dict[Style, float]
     asked: int
     first_weight: float
     hidden: list[int]
@@ -114,8 +115,10 @@ class HaystackConfig:
             raise SenriError(
                 f"training.recall.haystacks: kinds is {self.kinds}, but it must name some with weights above 0."
             )
-        if not self.styles:
-            raise SenriError("training.recall.haystacks.styles is empty: name at least one.")
+        if not self.styles or min(self.styles.values()) < 0 or not sum(self.styles.values()):
+            raise SenriError(
+                f"training.recall.haystacks: styles is {self.styles}, but it must name some with weights above 0."
+            )
         if not self.hidden or min(self.hidden) < 1:
             raise SenriError(f"training.recall.haystacks.hidden is {self.hidden}, but it must hold numbers from 1 on.")
         if not self.window_tokens or min(self.window_tokens) < 1:
@@ -135,6 +138,14 @@ class HaystackConfig:
                 f"training.recall.haystacks.passage_width is {self.passage_width}, but a passage has "
                 f"{self.passage_cue + self.passage_tokens} tokens: raise it."
             )
+
+    def draw_styles(self, rng: random.Random) -> list[Style]:
+        """Return in which ways one fact is asked for: `asked` different ones, each the likelier the more it weighs.
+
+        The largest of random numbers to the power of 1 / weight (Efraimidis & Spirakis 2006, algorithm A).
+        """
+        drawn = {style: rng.random() ** (1 / weight) for style, weight in self.styles.items() if weight}
+        return sorted(drawn, key=lambda style: -drawn[style])[: self.asked]
 
     @property
     def kind_names(self) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ class Haystacks:
                 f"the training text has {self.tokens} tokens (training.recall.haystacks.tokens), too few for a text of "
                 f"{lengths.longest} tokens (training.recall) with what stands around it: give more text."
             )
-        if "chat" in config.styles and not tokenizer.chat_template:
+        if config.styles.get("chat") and not tokenizer.chat_template:
             raise SenriError(
                 "training.recall.haystacks.styles has chat, but the tokenizer has no chat template: leave it out."
             )
@@ -228,7 +228,7 @@ class Haystacks:
             before, behind = self._some(config.neighbourhood, rng), self._some(config.aftermath, rng)
             self._facts.append(Run((*before, *sentence, *behind), config.neighbourhood))
             asked = []
-            for style in rng.sample(config.styles, min(config.asked, len(config.styles))):
+            for style in config.draw_styles(rng):
                 if style == "chat":
                     message = [{"role": "user", "content": fact.question}]
                     text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
