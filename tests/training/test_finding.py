@@ -462,7 +462,7 @@ def test_what_does_not_fit_is_refused(
         Finding(tiny_model("gate", (2,)), 2, recall_config().finding, (), 0.5)
     with pytest.raises(SenriError, match="learned_read_strength to true"):
         Finding(tiny_model("add", (2,)), 2, recall_config().finding, (), 0.5)
-    with pytest.raises(SenriError, match="no chat template"):
+    with pytest.raises(SenriError, match="set styles.chat to 0"):
         haystacks(styles={"chat": 1.0})
     with pytest.raises(SenriError, match="too few for a text of"):
         haystacks(longest=100_000)
@@ -499,7 +499,7 @@ def test_ways_to_ask_are_drawn_by_their_weights() -> None:
 
 
 def test_hearing_is_learnt_behind_finding(recipe_file: Path) -> None:
-    """From texts as long as they have become, with a memory from the first step on."""
+    """From the longest texts, with a memory from the first step on."""
     path = finding_recipe(recipe_file)
     recipe = yaml.safe_load(path.read_text())
     recipe["training"]["stages"]["full"] |= {"loss": "finding", "train": "hearing", "max_steps": 2}

@@ -96,8 +96,8 @@ def stage_data(
 def finding_of_stage(finding: FindingConfig, config: StageConfig) -> FindingConfig:
     """Return the settings of the loss `finding` in a stage.
 
-    A stage that learns only how far the memory is heard follows one that taught it to find: it has texts as long as
-    they have become, and no steps without a memory.
+    A stage that learns only how far the memory is heard follows one that taught it to find: its texts are of the
+    longest lengths from the first step on, and no steps go without a memory.
 
     Args:
         finding: settings of the run.

@@ -124,7 +124,8 @@ class Haystacks:
             )
         if config.styles.get("chat") and not tokenizer.chat_template:
             raise SenriError(
-                "training.recall.haystacks.styles has chat, but the tokenizer has no chat template: leave it out."
+                "training.recall.haystacks.styles has chat, but the tokenizer has no chat template: set styles.chat to "
+                "0."
             )
         rng = random.Random(f"{seed}-finding")
         self._facts: list[Run] = []
