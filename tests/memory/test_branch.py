@@ -36,11 +36,12 @@ KINDS = {
         "convolved_write_strength": True, "convolution_binds": True,
         "write_delay": 2,
     },
-    "sees_ahead": {
+    "dense": {
         "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
         "projections": "own", "num_heads": 4, "num_key_value_heads": 2, "key_dim": 8, "value_dim": 5,
-        "token_shift": True, "short_convolution": 5, "convolution_delays": [0.3], "convolution_ahead": [0.3, 0.3],
-        "convolution_mean": 0.3, "convolution_gates": True, "look_ahead": 3,
+        "token_shift": True, "short_convolution": 5, "convolution_delays": [0.2, 0.2],
+        "convolution_mean": 0.2, "convolution_dense": 0.4, "convolution_gates": True, "convolution_binds": True,
+        "look_ahead": 3, "write_delay": 2, "learned_write_strength": True, "write_strength": 0.4,
     },
     "delayed": {
         "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
@@ -50,6 +51,10 @@ KINDS = {
     "ahead_in_segments": {
         "segment_length": 4, "projections": "own", "short_convolution": 2, "look_ahead": 1, "write_delay": 1,
         "rule": "gated_delta",
+    },
+    "dense_alone": {
+        "segment_length": 4, "projections": "own", "token_shift": True, "short_convolution": 2, "look_ahead": 1,
+        "convolution_delays": [0.5], "convolution_dense": 0.5,
     },
     "whitened": {
         "combine": "add", "rule": "delta", "feature_map": "l2", "normaliser": "rmsnorm", "granularity": "token",
@@ -314,14 +319,55 @@ def test_a_mean_that_looks_ahead_starts_with_all_its_taps():
     assert branch.inputs.conv_q.weight.shape == (24, 5)
 
 
-def test_channels_ahead_hold_the_token_that_is_written_the_next_one_and_the_one_that_asks():
-    branch = MemoryBranch(MemoryConfig(**KINDS["sees_ahead"]), HIDDEN, 4, 2, 8, 4)
-    key, query = branch.inputs.conv_k.weight.view(2, 8, 8), branch.inputs.conv_q.weight.view(4, 8, 5)
-    assert branch.inputs.conv_k.sizes == branch.inputs.conv_q.sizes == [2, 2, 2, 2]
-    # The token before the one that is written three tokens late, that one, and the next.
-    for channel, age in ((0, 4), (2, 3), (4, 2)):
-        assert key[0, channel].tolist() == [float(tap == 7 - age) for tap in range(8)]
-        assert query[0, channel].tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
+@pytest.mark.parametrize(("kind", "late"), [("dense", 5), ("dense_alone", 1)])
+def test_dense_channels_sum_maps_of_the_tokens_around_and_of_the_mean(kind, late):
+    inputs = build(kind).inputs
+    hidden, _ = tokens(build(kind), 2, 15)
+    with torch.no_grad():
+        found, _ = inputs(hidden, double(inputs.init_state(2)))
+    for (channels, heads, tensor), states_of in zip(
+        ((inputs.conv_k, inputs.num_key_value_heads, found.k), (inputs.conv_q, inputs.num_heads, found.q)),
+        (lambda step: [step - late - 1, step - late, step - late + 1], lambda step: [step]),
+        strict=True,
+    ):
+        convolved, own = tensor[..., : inputs.convolved_dim], tensor[..., inputs.convolved_dim :]
+        assert own.shape[-1] == channels.dense.channels > 0 and convolved.shape[-1] == sum(channels.sizes)
+        weight = channels.dense.states.weight.view(heads, -1, len(states_of(0)), HIDDEN)
+        bias = channels.dense.states.bias.view(heads, -1)
+        for step, row, head in itertools.product((7, 8, 14), (0, 1), range(heads)):
+            seen = hidden[row, states_of(step)]
+            wanted = bias[head] + sum(weight[head, :, place] @ seen[place] for place in range(len(seen)))
+            if channels.has_mean:
+                gates = 2 * channels.gates(seen[len(seen) // 2]).sigmoid().view(heads, -1)[head]
+                mean = convolved[row, head, step, -channels.sizes[-1] :] / gates[len(channels.sizes) - 1]
+                wanted = wanted + channels.dense.mean[head] @ mean
+            if channels.dense.gates is not None:
+                wanted = wanted * 2 * channels.dense.gates(seen.flatten()).sigmoid()[head]
+            torch.testing.assert_close(own[row, head, step], wanted)
+
+
+def test_dense_channels_of_the_first_token_see_nothing_before_it():
+    inputs = build("dense").inputs
+    hidden, _ = tokens(build("dense"), 1, 8)
+    keys = inputs(hidden, double(inputs.init_state(1)))[0].k[:, :, 5]  # of the token that is written five tokens late
+    before = inputs.conv_k.dense.states.weight[:, :HIDDEN]
+    with torch.no_grad():
+        before.add_(1.0)
+    torch.testing.assert_close(inputs(hidden, double(inputs.init_state(1)))[0].k[:, :, 5], keys)
+
+
+def test_dense_channels_start_as_one_map_of_the_token_and_of_the_one_that_asks():
+    generator = torch.Generator().manual_seed(0)
+    inputs = MemoryBranch(MemoryConfig(**KINDS["dense"]), HIDDEN, 4, 2, 8, 5).inputs
+    text = torch.randn(4000, HIDDEN, generator=generator) @ torch.randn(HIDDEN, HIDDEN, generator=generator) + 3.0
+    start_from_whitening(inputs, text.mean(0), text.T.cov(), generator)
+    white = inputs.conv_q.dense.states(text).view(4000, 4, -1)
+    torch.testing.assert_close(white.flatten(1).T.cov()[:3, :3], torch.eye(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(white.mean(0), torch.zeros_like(white[0]), atol=1e-3, rtol=0)
+    around = torch.cat([text[:-2], text[1:-1], text[2:]], dim=-1)
+    keys = inputs.conv_k.dense.states(around).view(3998, 2, -1)
+    torch.testing.assert_close(keys.repeat_interleave(2, dim=1), white[1:-1], atol=1e-3, rtol=1e-3)
+    assert not inputs.conv_k.dense.mean.any() and not inputs.conv_q.dense.mean.any()
 
 
 def test_what_is_bound_is_multiplied_by_the_mean():

@@ -15,7 +15,7 @@ def fits_base(config: SenriConfig) -> bool:
     query head and is as wide as the base's queries together (key/value heads are then repeated, as attention does).
     """
     memory = config.memory_config
-    if memory.combine != "alone" or memory.projections != "own":
+    if memory.combine != "alone" or memory.projections != "own" or memory.convolution_dense:
         return False
     sizes = config.memory_sizes()
     heads, kv_heads = sizes["num_heads"], sizes["num_key_value_heads"]

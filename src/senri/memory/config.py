@@ -55,12 +55,11 @@ class MemoryConfig:
         short_convolution: kernel size of a causal depthwise convolution on queries and keys; 0 for none.
         convolution_delays: shares of each head's channels that this convolution first delays by 0, 1, 2, ... tokens
             (keys one more with `token_shift`); with several shares a key holds the states of several tokens.
-        convolution_ahead: shares of each head's channels, beside those, that in a key hold the token that is written
-            itself, the next one, ..., where a shifted key holds those before it; in a query all hold the token that
-            asks. What begins here can then be told from the key. Needs `token_shift`, and for more than one share
-            `look_ahead`.
         convolution_mean: share of each head's channels, beside these, that starts as a mean of the last
             `short_convolution` tokens: what a sentence is about.
+        convolution_dense: share of each head's channels, beside those, that are sums of linear maps: in a key of the
+            token before, the token that is written and the next one, in a query of the token that asks, in both of the
+            mean. What begins here, such channels tell from the key. Needs `token_shift` and `look_ahead`.
         convolution_mean_decay: factor of a token's weight in this mean from each token to the next, in (0, 1].
         convolution_gates: how much each share counts in a query or key, and each token in the mean, comes from the
             hidden state; all count 1 at the start.
@@ -113,8 +112,8 @@ class MemoryConfig:
     token_shift: bool = False
     short_convolution: int = 0
     convolution_delays: list[float] = field(default_factory=lambda: [1.0])
-    convolution_ahead: list[float] = field(default_factory=list)
     convolution_mean: float = 0.0
+    convolution_dense: float = 0.0
     convolution_mean_decay: float = 0.92
     convolution_gates: bool = False
     convolution_binds: bool = False
@@ -161,21 +160,14 @@ class MemoryConfig:
                 f"memory.convolution_delays has {len(shares)} shares, but memory.short_convolution "
                 f"{self.short_convolution} has no room for such delays: raise it, or name fewer."
             )
-        ahead = self.convolution_ahead
-        if not all(isinstance(share, (int, float)) and share > 0 for share in ahead):
-            raise SenriError(f"memory.convolution_ahead is {ahead}, but it must be shares above 0.")
-        if ahead and not (self.short_convolution and self.token_shift):
+        for name in ("convolution_mean", "convolution_dense"):
+            if getattr(self, name) < 0:
+                raise SenriError(f"memory.{name} is {getattr(self, name)}, but it must be 0 or above.")
+        if self.convolution_dense and not (self.token_shift and self.look_ahead):
             raise SenriError(
-                "memory.convolution_ahead belongs to a convolution of shifted keys: set memory.short_convolution and "
-                "memory.token_shift."
+                "memory.convolution_dense makes keys of a token, the one before and the next one: set "
+                "memory.token_shift, and memory.look_ahead to at least 1."
             )
-        if len(ahead) > 1 + self.look_ahead:
-            raise SenriError(
-                f"memory.convolution_ahead has {len(ahead)} shares, the first of the token itself, but "
-                f"memory.look_ahead is {self.look_ahead}: raise it, or name fewer."
-            )
-        if self.convolution_mean < 0:
-            raise SenriError(f"memory.convolution_mean is {self.convolution_mean}, but it must be 0 or above.")
         if (self.convolution_mean or self.convolution_gates or self.look_ahead) and not self.short_convolution:
             raise SenriError(
                 "memory.convolution_mean, memory.convolution_gates and memory.look_ahead belong to a convolution: set "

@@ -44,14 +44,35 @@ def start_from_whitening(
             f"but hidden_size is {size}."
         )
     whitening, mean = start_whitening(inputs.whitening, mean, covariance)
-    keys = orthogonal_map(inputs.num_key_value_heads * inputs.key_dim, size, generator) @ whitening
-    start_projection(inputs.q_proj, repeat_heads(keys, inputs.key_dim, inputs.num_heads), mean)
+    keys = orthogonal_map(inputs.num_key_value_heads * inputs.convolved_dim, size, generator) @ whitening
+    start_projection(inputs.q_proj, repeat_heads(keys, inputs.convolved_dim, inputs.num_heads), mean)
+    if inputs.config.convolution_dense:
+        _start_dense(inputs, whitening, mean, generator)
     if isinstance(inputs, QueryInputs):
         return
     start_projection(inputs.k_proj, keys, mean)
     if inputs.config.combine != "copy":
         values = orthogonal_map(inputs.num_key_value_heads * inputs.value_dim, size, generator) @ whitening
         start_projection(inputs.v_proj, values * _VALUE_SCALE, mean)
+
+
+def _start_dense(
+    inputs: MemoryInputs | QueryInputs, whitening: Tensor, mean: Tensor, generator: torch.Generator | None
+) -> None:
+    """Let dense channels of keys and queries begin as the same random map of the token itself and of the one that asks,
+    and hear nothing of its neighbours and of the mean.
+    """
+    size, queries = inputs.q_proj.in_features, inputs.conv_q.dense
+    assert queries is not None
+    own = orthogonal_map(inputs.num_key_value_heads * queries.channels, size, generator) @ whitening
+    sides = [(queries, repeat_heads(own, queries.channels, inputs.num_heads), mean)]
+    if isinstance(inputs, MemoryInputs):
+        assert inputs.conv_k.dense is not None
+        sides.append((inputs.conv_k.dense, torch.nn.functional.pad(own, (size, size)), mean.repeat(3)))
+    for dense, weight, middle in sides:
+        start_projection(dense.states, weight, middle)
+        if dense.mean is not None:
+            dense.mean.zero_()
 
 
 @torch.no_grad()
@@ -71,10 +92,10 @@ def start_from_pairs(
         generator: of the random turn (CPU).
     """
     size = inputs.hidden_size
-    turn = orthogonal_map(inputs.num_key_value_heads * inputs.key_dim, size, generator)
+    turn = orthogonal_map(inputs.num_key_value_heads * inputs.convolved_dim, size, generator)
     keys, queries = (turn @ part for part in canonical_maps(covariance))
     start_projection(inputs.k_proj, keys, mean[:size])
-    start_projection(inputs.q_proj, repeat_heads(queries, inputs.key_dim, inputs.num_heads), mean[size:])
+    start_projection(inputs.q_proj, repeat_heads(queries, inputs.convolved_dim, inputs.num_heads), mean[size:])
 
 
 @torch.no_grad()

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.config import MemoryConfig
+from senri.memory.gates import precise_sigmoid
 from senri.memory.input_whitening import InputWhitening
 from senri.memory.short_convolution import (
+    convolved_dim,
     key_convolution,
-    precise_sigmoid,
     query_convolution,
     recent_tokens,
     shift_tokens,
@@ -42,12 +43,13 @@ class MemoryInputs(nn.Module):
     values, which are codes of tokens, and which tokens these are. With `token_shift` a key is made
     of the token before ("what came before" -> "this"); a row's first token has none before it and writes nothing.
     With `look_ahead` a token is written so many tokens later, with a key that those are part of; with `write_delay`
-    later still.
+    later still. With `convolution_dense` some channels of a key are linear maps of the token before it, itself and the
+    next one together, those of a query of the token that asks.
 
     State, by name: `conv_q`, `conv_k` and `conv_beta` `[batch, past, channels]`, the last inputs of the convolutions or
-    the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet; where values are given,
-    `late_values` `[batch, late, channels]` and `late_ids` `[batch, late, 1]`, -1 for none; with any delay `begun`
-    `[batch]`, int64: tokens read, as far as they count.
+    the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet (with dense channels of
+    one more before them); where values are given, `late_values` `[batch, late, channels]` and `late_ids`
+    `[batch, late, 1]`, -1 for none; with any delay `begun` `[batch]`, int64: tokens read, as far as they count.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class MemoryInputs(nn.Module):
         self.config, self.hidden_size = config, hidden_size
         self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
         self.key_dim, self.value_dim = key_dim, value_dim
+        self.convolved_dim = convolved_dim(config, key_dim)  # of a head's channels, those that are no dense ones
         self.whitening = InputWhitening(hidden_size) if config.whitened_inputs else None
         if config.projections == "own":
-            self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
-            self.k_proj = nn.Linear(hidden_size, num_key_value_heads * key_dim)
+            self.q_proj = nn.Linear(hidden_size, num_heads * self.convolved_dim)
+            self.k_proj = nn.Linear(hidden_size, num_key_value_heads * self.convolved_dim)
             if config.combine != "copy":
                 self.v_proj = nn.Linear(hidden_size, num_key_value_heads * value_dim)
         if config.learned_write_strength:
@@ -116,13 +119,16 @@ class MemoryInputs(nn.Module):
         convolution, late = self.config.short_convolution, self.config.tokens_late
         past = convolution - 1 + self.config.look_ahead if convolution else int(self.config.token_shift)
         if past:
-            state["conv_k"] = torch.zeros(batch_size, past, self.num_key_value_heads * self.key_dim, device=device)
+            channels = self.num_key_value_heads * self.convolved_dim
+            state["conv_k"] = torch.zeros(batch_size, past, channels, device=device)
         if convolution:
-            state["conv_q"] = torch.zeros(batch_size, convolution - 1, self.num_heads * self.key_dim, device=device)
+            channels = self.num_heads * self.convolved_dim
+            state["conv_q"] = torch.zeros(batch_size, convolution - 1, channels, device=device)
         if self.config.convolved_write_strength:
             state["conv_beta"] = torch.zeros(batch_size, past, self.num_key_value_heads, device=device)
         if late:
-            state["late_states"] = torch.zeros(batch_size, late, self.hidden_size, device=device)
+            kept = late + bool(self.config.convolution_dense)  # and the one before them
+            state["late_states"] = torch.zeros(batch_size, kept, self.hidden_size, device=device)
             if self.config.combine == "copy":
                 channels = self.num_key_value_heads * self.value_dim
                 state["late_values"] = torch.zeros(batch_size, late, channels, device=device)
@@ -168,10 +174,14 @@ class MemoryInputs(nn.Module):
             asking = hidden_states[:, 1 - self.config.short_convolution :]  # of queries only the past is kept
         new: LayerState = {}
         due = written = hidden_states
-        if self.config.tokens_late:
-            late = state["late_states"].expand(len(hidden_states), -1, -1)
-            due, _ = shift_tokens(hidden_states, late, mask, self.config.write_delay)
-            written, new["late_states"] = shift_tokens(hidden_states, late, mask)
+        around: Tensor | None = None
+        if late := self.config.tokens_late:
+            past = state["late_states"].expand(len(hidden_states), -1, -1)
+            due, _ = shift_tokens(hidden_states, past, mask, self.config.write_delay)
+            written, new["late_states"] = shift_tokens(hidden_states, past, mask, late)
+            if self.config.convolution_dense:
+                before, following = (shift_tokens(hidden_states, past, mask, late + side)[0] for side in (1, -1))
+                around = torch.cat([before, written, following], dim=-1)
         q, k, v = self._project(asking, due, written, shared)
         is_due: Tensor | None = None
         if self.config.tokens_late:
@@ -183,7 +193,7 @@ class MemoryInputs(nn.Module):
         if self.config.short_convolution:
             if q is not None:
                 q, new["conv_q"] = _channels_last(self.conv_q, q, state["conv_q"], mask, asking)
-            k, new["conv_k"] = _channels_last(self.conv_k, k, state["conv_k"], mask, due, written)
+            k, new["conv_k"] = _channels_last(self.conv_k, k, state["conv_k"], mask, due, written, around)
         elif self.config.token_shift:
             k, new["conv_k"] = _channels_last(shift_tokens, k, state["conv_k"], mask)
         beta = None

@@ -14,7 +14,7 @@ from senri.memory.base import LayerState, Memory
 from senri.memory.config import MemoryConfig
 from senri.memory.input_whitening import InputWhitening
 from senri.memory.inputs import MemoryTokens, split_heads
-from senri.memory.short_convolution import query_convolution
+from senri.memory.short_convolution import convolved_dim, query_convolution
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class QueryInputs(nn.Module):
         self.config, self.key_dim = config, key_dim
         self.num_heads, self.num_key_value_heads = num_heads, num_key_value_heads
         self.whitening = InputWhitening(hidden_size) if config.whitened_inputs else None
-        self.q_proj = nn.Linear(hidden_size, num_heads * key_dim)
+        self.convolved_dim = convolved_dim(config, key_dim)  # of a head's channels, those that are no dense ones
+        self.q_proj = nn.Linear(hidden_size, num_heads * self.convolved_dim)
         if config.short_convolution:
             self.conv_q = query_convolution(config, hidden_size, num_heads, key_dim)
 
@@ -81,7 +82,7 @@ class QueryInputs(nn.Module):
         if not self.config.short_convolution:
             return {}
         past = self.config.short_convolution - 1
-        return {"conv_q": torch.zeros(batch_size, past, self.num_heads * self.key_dim, device=device)}
+        return {"conv_q": torch.zeros(batch_size, past, self.num_heads * self.convolved_dim, device=device)}
 
     def forward(self, hidden_states: Tensor, state: LayerState, mask: Tensor | None) -> tuple[Tensor, LayerState]:
         """Return queries `[batch, num_heads, seq, key_dim]` for `[batch, seq, hidden_size]`, and the new past."""

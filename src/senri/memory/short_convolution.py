@@ -8,9 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senri.memory.config import MemoryConfig
+from senri.memory.dense_channels import DenseChannels
+from senri.memory.gates import precise_sigmoid
 
 _SMALL = 1e-4
 """Mean square of a mean that counts as nothing, as that of no token."""
+
+_AROUND = 3
+"""Tokens that dense channels of a key are made of: the one before, itself, the next."""
 
 
 class ShortConvolution(nn.Module):
@@ -34,13 +39,13 @@ class ShortConvolution(nn.Module):
         kernel_size: taps.
         delay: of the first channels of every head, in tokens.
         shares: of the channels of every head that are delayed by 0, 1, 2, ... further tokens.
-        ahead: shares of the channels, beside those, that are delayed by 1, 2, ... tokens less, as far as that goes.
         heads: how many heads the channels belong to.
         mean: share of the channels, beside those, that start as a mean.
         mean_decay: factor of a token's weight in it from each token to the next, on either side.
         binds: multiply the delayed channels by the mean.
         looks_ahead: the tokens of the delay count in the mean as those before them do.
         gated_by: size of the hidden states that gates come from; None for no gates.
+        dense: makes further channels of every head, behind these, from hidden states and the mean.
     """
 
     def __init__(
@@ -50,23 +55,21 @@ class ShortConvolution(nn.Module):
         delay: int = 0,
         shares: Sequence[float] = (1.0,),
         heads: int = 1,
-        ahead: Sequence[float] = (),
         mean: float = 0.0,
         mean_decay: float = 1.0,
         gated_by: int | None = None,
         binds: bool = False,
         looks_ahead: bool = False,
+        dense: DenseChannels | None = None,
     ) -> None:
         super().__init__()
-        size, all_shares = channels // heads, [*shares, *ahead, *([mean] if mean else [])]
-        ends = [round(size * share / sum(all_shares)) for share in accumulate(all_shares)]
-        self.sizes = [end - start for start, end in pairwise([0, *ends])]  # of the shares in each head
+        self.sizes = _sizes(channels // heads, shares, mean)  # of the shares in each head
         self.heads, self.delay, self.mean_decay, self.has_mean = heads, delay, mean_decay, bool(mean)
         self.looks_ahead, self.binds = looks_ahead, binds
-        less = (max(delay - 1 - place, 0) for place in range(len(ahead)))
-        self.delays = [*range(delay, delay + len(shares)), *less]  # of each share
+        self.delays = range(delay, delay + len(shares))  # of each share
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
         self.gates = None if gated_by is None else nn.Linear(gated_by, heads * self._gates_of_head)
+        self.dense = dense
         self.reset_parameters()
 
     @torch.no_grad()
@@ -83,6 +86,8 @@ class ShortConvolution(nn.Module):
         if self.gates is not None:
             nn.init.zeros_(self.gates.weight)
             nn.init.zeros_(self.gates.bias)
+        if self.dense is not None:
+            self.dense.reset_parameters()
 
     def forward(
         self,
@@ -91,6 +96,7 @@ class ShortConvolution(nn.Module):
         mask: Tensor | None = None,
         hidden_states: Tensor | None = None,
         written: Tensor | None = None,
+        around: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Convolve.
 
@@ -100,24 +106,33 @@ class ShortConvolution(nn.Module):
             mask: `[batch, seq]`, False for tokens that are not there.
             hidden_states: `[batch, seq, hidden]`, what gates come from.
             written: of the tokens that outputs are of, where these are others, earlier ones.
+            around: what dense channels are made of, `[batch, seq, tokens * hidden]`, where that is more.
 
         Returns:
             The output in x's dtype (zeros at padding) and the new past in the past's dtype.
         """
         x = self._same_size(x)
-        if self.gates is None:
-            out, new_past = convolve(x, past, self.weight, mask)
-            return self._bound(self._same_size(out), None), new_past
-        assert hidden_states is not None
-        gates = self._gates(hidden_states, x.dtype)
-        if self.has_mean:
-            salience = gates[..., len(self.sizes) : len(self.sizes) + 1]
-            x = x * self._by_channel(F.pad(salience, (len(self.sizes) - 1, 0), value=1.0))
+        gates: Tensor | None = None
+        if self.gates is not None:
+            assert hidden_states is not None
+            gates = self._gates(hidden_states, x.dtype)
+            if self.has_mean:
+                salience = gates[..., len(self.sizes) : len(self.sizes) + 1]
+                x = x * self._by_channel(F.pad(salience, (len(self.sizes) - 1, 0), value=1.0))
         out, new_past = convolve(x, past, self.weight, mask)
-        if written is not None:
-            gates = self._gates(written, x.dtype)
-        out = self._bound(self._same_size(out), gates[..., -1:])
-        return out * self._by_channel(gates[..., : len(self.sizes)]), new_past
+        out = self._same_size(out)
+        mean = out.unflatten(-1, (self.heads, -1))[..., -self.sizes[-1] :] if self.has_mean else None
+        if gates is None:
+            out = self._bound(out, None)
+        else:
+            gates = gates if written is None else self._gates(written, x.dtype)
+            out = self._bound(out, gates[..., -1:]) * self._by_channel(gates[..., : len(self.sizes)])
+        if self.dense is not None:
+            around = hidden_states if around is None else around
+            assert around is not None
+            out = torch.cat([out.unflatten(-1, (self.heads, -1)), self.dense(around, mean).to(out.dtype)], dim=-1)
+            out = out.flatten(-2)
+        return out, new_past
 
     @property
     def _gates_of_head(self) -> int:
@@ -153,16 +168,25 @@ class ShortConvolution(nn.Module):
         return torch.cat([gate.expand(*gate.shape[:-1], size) for gate, size in shares], dim=-1).flatten(2)
 
 
+def convolved_dim(config: MemoryConfig, key_dim: int) -> int:
+    """Return how many of a head's channels are convolved; the others are dense ones."""
+    if not config.convolution_dense:
+        return key_dim
+    return (
+        key_dim - _sizes(key_dim, [*config.convolution_delays, config.convolution_mean], config.convolution_dense)[-1]
+    )
+
+
 def query_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int) -> ShortConvolution:
     """Return the convolution of queries, which do not wait."""
-    return _convolution(config, config.short_convolution, 0, hidden_size, heads * key_dim, heads)
+    return _convolution(config, config.short_convolution, 0, hidden_size, heads, key_dim, 1)
 
 
 def key_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int) -> ShortConvolution:
     """Return the convolution of keys, one token late where they are shifted, and as many more as they look ahead."""
     ahead = config.look_ahead
     kernel, delay = config.short_convolution + ahead, int(config.token_shift) + ahead
-    return _convolution(config, kernel, delay, hidden_size, heads * key_dim, heads, looks_ahead=ahead > 0)
+    return _convolution(config, kernel, delay, hidden_size, heads, key_dim, _AROUND, looks_ahead=ahead > 0)
 
 
 def _convolution(
@@ -170,23 +194,37 @@ def _convolution(
     kernel_size: int,
     delay: int,
     hidden_size: int,
-    channels: int,
     heads: int,
+    key_dim: int,
+    tokens: int,
     looks_ahead: bool = False,
 ) -> ShortConvolution:
+    convolved = convolved_dim(config, key_dim)
+    dense = None
+    if config.convolution_dense:
+        shares, share = config.convolution_delays, config.convolution_mean
+        mean = _sizes(convolved, shares, share)[-1] if share else 0
+        dense = DenseChannels(hidden_size, tokens, heads, key_dim - convolved, mean, config.convolution_gates)
     return ShortConvolution(
-        channels,
+        heads * convolved,
         kernel_size,
         delay,
         config.convolution_delays,
         heads,
-        config.convolution_ahead,
         config.convolution_mean,
         config.convolution_mean_decay,
         hidden_size if config.convolution_gates else None,
         config.convolution_binds,
         looks_ahead,
+        dense,
     )
+
+
+def _sizes(channels: int, shares: Sequence[float], last: float) -> list[int]:
+    """Return how many channels each share and then the last one get, which counts only above 0."""
+    all_shares = [*shares, *([last] if last else [])]
+    ends = [round(channels * share / sum(all_shares)) for share in accumulate(all_shares)]
+    return [end - start for start, end in pairwise([0, *ends])]
 
 
 def shift_tokens(x: Tensor, past: Tensor, mask: Tensor | None = None, late: int | None = None) -> tuple[Tensor, Tensor]:
@@ -248,11 +286,6 @@ def over_real_tokens(
     out = torch.where(mask.unsqueeze(-1), _rows(function(inputs), rank), 0.0)
     last = mask.sum(dim=1, keepdim=True) + torch.arange(length, device=x.device)
     return out.to(x.dtype), _rows(inputs, last)
-
-
-def precise_sigmoid(logits: Tensor) -> Tensor:
-    """Return the sigmoid in at least float32: bfloat16 would round a decay of 0.999 to 1."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
