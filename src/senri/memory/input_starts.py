@@ -67,8 +67,11 @@ def _start_dense(
     own = orthogonal_map(inputs.num_key_value_heads * queries.channels, size, generator) @ whitening
     sides = [(queries, repeat_heads(own, queries.channels, inputs.num_heads), mean)]
     if isinstance(inputs, MemoryInputs):
-        assert inputs.conv_k.dense is not None
-        sides.append((inputs.conv_k.dense, torch.nn.functional.pad(own, (size, size)), mean.repeat(3)))
+        keys = inputs.conv_k.dense
+        assert keys is not None
+        tokens = keys.states.in_features // size  # the one before, itself, the next
+        around = torch.nn.functional.pad(own, (size, (tokens - 2) * size))
+        sides.append((keys, around, mean.repeat(tokens)))
     for dense, weight, middle in sides:
         start_projection(dense.states, weight, middle)
         if dense.mean is not None:

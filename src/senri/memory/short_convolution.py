@@ -109,7 +109,7 @@ class ShortConvolution(nn.Module):
             around: what dense channels are made of, `[batch, seq, tokens * hidden]`, where that is more.
 
         Returns:
-            The output in x's dtype (zeros at padding) and the new past in the past's dtype.
+            The output in x's dtype (at padding zeros, but in dense channels) and the new past in the past's dtype.
         """
         x = self._same_size(x)
         gates: Tensor | None = None
@@ -172,9 +172,8 @@ def convolved_dim(config: MemoryConfig, key_dim: int) -> int:
     """Return how many of a head's channels are convolved; the others are dense ones."""
     if not config.convolution_dense:
         return key_dim
-    return (
-        key_dim - _sizes(key_dim, [*config.convolution_delays, config.convolution_mean], config.convolution_dense)[-1]
-    )
+    shares = [*config.convolution_delays, config.convolution_mean]
+    return key_dim - _sizes(key_dim, shares, config.convolution_dense)[-1]
 
 
 def query_convolution(config: MemoryConfig, hidden_size: int, heads: int, key_dim: int) -> ShortConvolution:
