@@ -183,6 +183,7 @@ def test_what_is_hidden_stands_before_the_question_in_the_window(small: Any, byt
 def test_what_the_controls_know_is_warned_of(small: Any, bytes_tokenizer: Any) -> None:
     subject = Subject(model_with(), bytes_tokenizer, "tiny")
     answer = {"task": "single_noise", "sample": 0, "depth": 0.1, "tokens_right": 1.0, "exact": True}
+    answer |= {"expected": "12", "said": "12"}
     answers = [{**answer, "condition": condition} for condition in CONDITIONS]
     answers[2]["exact"] = False
     outcome = recall_outcome(
@@ -190,6 +191,29 @@ def test_what_the_controls_know_is_warned_of(small: Any, bytes_tokenizer: Any) -
     )
     assert len(outcome.warnings) == 1 and "window only answers 100%" in outcome.warnings[0]
     assert outcome.results["cells"][0]["exact"] == {MEMORY: 1.0, WINDOW_ONLY: 1.0, OTHER_SAMPLE: 0.0, IN_WINDOW: 1.0}
+
+
+def test_wrong_answers_are_shown_beside_the_right_ones(small: Any, bytes_tokenizer: Any) -> None:
+    class Says:
+        def fork(self) -> "Says":
+            return self
+
+        def logits(self, ids: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
+            said = torch.tensor([*ids[0, -logits_to_keep + 1 :].tolist(), *bytes_tokenizer.encode("?")])
+            return torch.nn.functional.one_hot(said, 257)[None].float()  # all but the last token of the answer
+
+    subject = Subject(model_with(), bytes_tokenizer, "tiny")
+    text = recall_units(subject, small)[0].run.__self__  # type: ignore[attr-defined]
+    sample = text.samples[0]
+    answer = text._ask(Says(), sample, MEMORY)
+    assert answer["said"] == f"{sample.answer.strip()[:-1]}?" and not answer["exact"]
+    right = {**answer, "exact": True, "depth": 0.9}
+    guessed = [{**answer, "condition": one} for one in CONDITIONS if one != MEMORY]
+    outcome = recall_outcome(subject, small, [{"length": 700, "answers": [right, answer, *guessed]}])
+    (table,) = [table for table in outcome.tables if table.title.startswith("Wrong")]
+    assert table.rows == [
+        [sample.task, "700", f"{answer['depth']:.0%}", sample.answer.strip(), f"{sample.answer.strip()[:-1]}?"]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ _LEAK_ABOVE = 0.05
 """Controls that answer more than this share of the questions know the answers from elsewhere."""
 
 _DEPTHS = 4
+_WRONG = 40
+"""Answers that the report shows at most."""
 
 
 def recall_outcome(subject: Subject, settings: RecallSettings, results: list[dict[str, Any]]) -> Outcome:
@@ -71,8 +73,24 @@ def recall_outcome(subject: Subject, settings: RecallSettings, results: list[dic
                 "without memory, with what is asked for right before the question.",
             ),
             Table("Exact match by depth of what is asked for", ("task", "tokens read", *depths), deep),
+            _wrong_answers(answers),
         ],
         pictures=[Picture("recall", figure, "Exact match with the memory, by task and tokens read.")],
+    )
+
+
+def _wrong_answers(answers: list[dict[str, Any]]) -> Table:
+    wrong = [answer for answer in answers if answer["condition"] == MEMORY and not answer["exact"]]
+    rows = [
+        [one["task"], f"{one['length']:,}", f"{one['depth']:.0%}", one["expected"], one["said"]]
+        for one in sorted(wrong, key=lambda one: (one["task"], one["length"], one["depth"]))[:_WRONG]
+    ]
+    return Table(
+        "Wrong answers with the memory",
+        ("task", "tokens read", "depth", "expected", "said"),
+        rows,
+        f"{len(rows)} of {len(wrong)}. What is said is the likeliest token at each place of the right answer, given "
+        f"the right ones before: as long as that, whatever comes first.",
     )
 
 

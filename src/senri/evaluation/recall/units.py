@@ -184,14 +184,18 @@ class _Text:
             return [self._ask(reader, sample, condition) for condition in (WINDOW_ONLY, IN_WINDOW)]
 
     def _ask(self, reader: Reader, sample: RecallSample, condition: str) -> dict[str, Any]:
-        """Ask a fork of a reader; the answer is exact if each of its tokens is the likeliest, as in greedy decoding."""
+        """Ask a fork of a reader; the answer is exact if each of its tokens is the likeliest, as in greedy decoding.
+
+        What is `said` is the likeliest token at each place of the right answer, given the right ones before.
+        """
         reader = reader.fork()
         if condition == IN_WINDOW:
             for text, _ in sample.hidden:
                 reader.read(torch.tensor([self.haystack.encode(f" {text}")]))
         prompt, answer = self.haystack.encode(sample.question), self.haystack.encode(sample.answer)
         logits = reader.logits(torch.tensor([prompt + answer[:-1]]), logits_to_keep=len(answer))[0]
-        right = logits.argmax(dim=-1).cpu() == torch.tensor(answer)
+        likeliest = logits.argmax(dim=-1).cpu()
+        right = likeliest == torch.tensor(answer)
         return {
             "condition": condition,
             "task": sample.task,
@@ -200,4 +204,5 @@ class _Text:
             "exact": bool(right.all()),
             "tokens_right": float(right.float().mean()),
             "expected": sample.answer.strip(),
+            "said": self.haystack.decode(likeliest.tolist()).strip(),
         }
