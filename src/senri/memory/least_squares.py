@@ -226,7 +226,9 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
 
     def changed(self, held: Held, keys: Tensor, strength: Tensor, directions: Tensor, changes: Tensor) -> Held:
         """Return what is held after what `changes` returned was added; arguments as there."""
-        return Held(held.matrix + directions.transpose(-1, -2) @ changes, self._sketched(held.sketch, keys, strength))
+        matrix, turned = held.matrix.flatten(0, 1), directions.transpose(-1, -2).flatten(0, 1)
+        matrix = torch.baddbmm(matrix, turned, changes.flatten(0, 1))  # one pass less over M than a product and a sum
+        return Held(matrix.view_as(held.matrix), self._sketched(held.sketch, keys, strength))
 
     def changes(self, held: Held, keys: Tensor, values: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
         """Return in which direction each token is written, its key less what stands there, and what it adds there.
@@ -280,6 +282,8 @@ def _as_state(held: Held) -> LayerState:
 
 def _chosen(rows: Tensor, new: Held, old: Held) -> Held:
     """Return what is new in some rows, `[batch]` bool, and what is old in the others."""
+    if not torch.compiler.is_compiling() and bool(rows.all()):
+        return new
     rows = rows.view(-1, 1, 1, 1)
     sketch = None
     if new.sketch is not None and old.sketch is not None:
