@@ -61,6 +61,15 @@ KINDS = {
         "projections": "own", "token_shift": True, "short_convolution": 3, "convolution_gates": True,
         "whitened_inputs": True, "learned_write_strength": True, "write_strength": 0.4,
     },
+    "falling": {
+        "segment_length": 4, "projections": "own", "short_convolution": 3, "look_ahead": 2, "token_shift": True,
+        "learned_write_strength": True, "convolved_write_strength": True, "write_strength": 0.4,
+        "write_strength_falls_after": 5,
+    },
+    "falling_alone": {
+        "segment_length": 4, "projections": "own", "learned_write_strength": True, "write_strength": 0.4,
+        "write_strength_falls_after": 3,
+    },
     "gated": {"rule": "gated_delta", "projections": "own", "learned_write_strength": True, "write_strength": 0.5},
     "batch": {"scope": "batch", "segment_length": 4, "token_shift": True, "order": "update_then_retrieve"},
 }  # fmt: skip
@@ -289,6 +298,33 @@ def test_a_write_strength_is_the_larger_of_two_sums_over_the_tokens_around():
             torch.testing.assert_close(found.beta[:, head, step], torch.maximum(*sums).sigmoid())
 
 
+@pytest.mark.parametrize("kind", ["falling", "falling_alone"])
+def test_odds_of_writing_fall_as_one_by_the_tokens_read(kind):
+    branch, after = build(kind), KINDS[kind]["write_strength_falls_after"]
+    even = MemoryBranch(MemoryConfig(**KINDS[kind] | {"write_strength_falls_after": 0}), HIDDEN, 4, 2, 4, 4).double()
+    even.load_state_dict(branch.state_dict())
+    hidden, _ = tokens(branch, 2, 12)
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[0, :4] = mask[1, 6] = False
+    with torch.no_grad():
+        wanted, _ = even.inputs(hidden, double(even.init_state(2)), None, mask)
+        found, state = branch.inputs(hidden, double(branch.init_state(2)), None, mask)
+    assert state["read"].tolist() == [8, 11]
+    for row in range(2):
+        read = 0
+        for step in range(12):
+            read += int(mask[row, step])
+            odds = wanted.beta[row, :, step] / (1 - wanted.beta[row, :, step]) * min(1, after / max(read, 1))
+            torch.testing.assert_close(found.beta[row, :, step], odds / (1 + odds))
+
+
+def test_a_merged_memory_has_read_what_both_have():
+    branch = MemoryBranch(MemoryConfig(**KINDS["falling"]), HIDDEN, 4, 2, 4, 4)
+    with torch.no_grad():
+        first, second = (branch.write(torch.randn(1, length, HIDDEN), branch.init_state(1)) for length in (7, 9))
+    assert branch.memory.merge([first, second])["read"].tolist() == [16]
+
+
 @pytest.mark.parametrize("around", [1, 2])
 def test_a_write_strength_starts_as_the_mean_of_the_tokens_before_or_behind(around):
     sizes = KINDS["recall"] | {"look_ahead": 2, "convolved_write_strength": True}
@@ -456,7 +492,7 @@ def test_bfloat16_modules_keep_a_float32_state():
         shared = None if shared is None else tuple(x.bfloat16() for x in shared)
         out, state = run(branch, hidden.bfloat16(), shared, branch.init_state(2))
         assert out.dtype == torch.bfloat16
-        assert {x.dtype for name, x in state.items() if name not in ("count", "begun")} == {torch.float32}
+        assert {x.dtype for name, x in state.items() if name not in ("count", "begun", "read")} == {torch.float32}
         assert out.isfinite().all()
 
 

@@ -47,6 +47,8 @@ def test_round_trip():
         ),
         ({"write_strength_around": 1}, r"write_strength_around is 1, but it must be 0, or with .* up to 0"),
         ({"convolved_write_strength": True}, r"set memory.learned_write_strength and memory.short_convolution"),
+        ({"write_strength_falls_after": 4096}, r"write_strength_falls_after needs a learned strength"),
+        ({"write_strength_falls_after": -1}, r"write_strength_falls_after is -1"),
         ({"convolution_mean": 0.5}, r"belong to a convolution: set memory.short_convolution"),
         ({"convolution_mean_decay": 0.0}, r"convolution_mean_decay is 0.0"),
         ({"convolution_delays": 1.0}, r"convolution_delays is 1.0 \(float\), but it must be a list"),

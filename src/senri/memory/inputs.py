@@ -1,7 +1,6 @@
 """MemoryInputs: from a layer's hidden states to what a memory takes (queries, keys, values, write strength, decay)."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from senri.errors import SenriError
 from senri.memory.base import LayerState
+from senri.memory.channels import channels_last, split_heads
 from senri.memory.config import MemoryConfig
 from senri.memory.gates import precise_sigmoid
 from senri.memory.input_whitening import InputWhitening
@@ -49,7 +49,8 @@ class MemoryInputs(nn.Module):
     State, by name: `conv_q`, `conv_k` and `conv_beta` `[batch, past, channels]`, the last inputs of the convolutions or
     the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet (with dense channels of
     one more before them); where values are given, `late_values` `[batch, late, channels]` and `late_ids`
-    `[batch, late, 1]`, -1 for none; with any delay `begun` `[batch]`, int64: tokens read, as far as they count.
+    `[batch, late, 1]`, -1 for none; with any delay `begun` `[batch]`, int64: tokens read, as far as they count; where
+    write strengths fall `read` `[batch]`, int64: all tokens read.
     """
 
     def __init__(
@@ -135,6 +136,8 @@ class MemoryInputs(nn.Module):
                 state["late_ids"] = torch.full((batch_size, late, 1), -1.0, device=device)
         if self._unwritten:
             state["begun"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        if self.config.write_strength_falls_after:
+            state["read"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return state
 
     @property
@@ -188,14 +191,14 @@ class MemoryInputs(nn.Module):
             is_due = self._is_there(state["begun"], hidden_states, mask, self.config.write_delay)
             k = k * is_due[:, None, :, None]
             if shared is not None:
-                v, new["late_values"] = _channels_last(shift_tokens, v, state["late_values"], mask)
-                _, new["late_ids"] = _channels_last(shift_tokens, shared[1], state["late_ids"], mask)
+                v, new["late_values"] = channels_last(shift_tokens, v, state["late_values"], mask)
+                _, new["late_ids"] = channels_last(shift_tokens, shared[1], state["late_ids"], mask)
         if self.config.short_convolution:
             if q is not None:
-                q, new["conv_q"] = _channels_last(self.conv_q, q, state["conv_q"], mask, asking)
-            k, new["conv_k"] = _channels_last(self.conv_k, k, state["conv_k"], mask, due, written, around)
+                q, new["conv_q"] = channels_last(self.conv_q, q, state["conv_q"], mask, asking)
+            k, new["conv_k"] = channels_last(self.conv_k, k, state["conv_k"], mask, due, written, around)
         elif self.config.token_shift:
-            k, new["conv_k"] = _channels_last(shift_tokens, k, state["conv_k"], mask)
+            k, new["conv_k"] = channels_last(shift_tokens, k, state["conv_k"], mask)
         beta = None
         if self.config.learned_write_strength:
             logits = self.beta_proj(due if self.config.convolved_write_strength else written)
@@ -203,7 +206,10 @@ class MemoryInputs(nn.Module):
                 logits = logits if is_due is None else logits * is_due.unsqueeze(-1)
                 past = state["conv_beta"].expand(len(logits), -1, -1)
                 logits, new["conv_beta"] = self.conv_beta(logits.to(past.dtype), past, mask)
-            beta = _strength(logits)
+            lowered_by = None
+            if self.config.write_strength_falls_after:
+                lowered_by, new["read"] = self._lowered_by(state["read"], hidden_states, mask)
+            beta = _strength(logits, lowered_by)
         decay = None
         if self.config.rule == "gated_delta":
             decay = _strength(self.decay_proj(written))
@@ -224,7 +230,7 @@ class MemoryInputs(nn.Module):
         seen = self.seen(hidden_states)
         q = split_heads(self.q_proj(seen), self.num_heads)
         if self.config.short_convolution:
-            q, _ = _channels_last(self.conv_q, q, state["conv_q"], None, seen)
+            q, _ = channels_last(self.conv_q, q, state["conv_q"], None, seen)
         return q
 
     def recent(self, ids: Tensor, state: LayerState, mask: Tensor | None = None) -> Tensor:
@@ -269,30 +275,29 @@ class MemoryInputs(nn.Module):
 
     def _is_there(self, begun: Tensor, x: Tensor, mask: Tensor | None, late: int) -> Tensor:
         """Return where rows had a token `late` steps ago, `[batch, seq]`."""
-        present = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask.bool()
-        return begun.unsqueeze(1) + present.cumsum(dim=1) > late
+        return _places(begun, x, mask) > late
+
+    def _lowered_by(self, read: Tensor, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return by how much logits of write strengths are lowered at each token, `[batch, seq]`, and all tokens read.
+
+        Odds fall as 1 / n, so that a text of any length has but so many strong writes for each time it doubles.
+        """
+        places = _places(read, x, mask)
+        lowered_by = (places / self.config.write_strength_falls_after).log().clamp(min=0)
+        return lowered_by, read.expand(len(x)) if x.shape[1] == 0 else places[:, -1]
 
 
-def _strength(logits: Tensor) -> Tensor:
-    """Return the sigmoid, `[batch, seq, heads]` to `[batch, heads, seq]`."""
+def _places(read: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return how many tokens rows have at each token of x, `[batch, seq]`, `read` of them before."""
+    present = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask.bool()
+    return read.unsqueeze(1) + present.cumsum(dim=1)
+
+
+def _strength(logits: Tensor, lowered_by: Tensor | None = None) -> Tensor:
+    """Return the sigmoid, `[batch, seq, heads]` to `[batch, heads, seq]`; of logits lowered by `[batch, seq]`."""
+    if lowered_by is not None:
+        logits = logits - lowered_by.unsqueeze(-1)  # float32 at least
     return precise_sigmoid(logits).transpose(1, 2)
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """`[batch, seq, heads * dim]` to `[batch, heads, seq, dim]`."""
-    return x.view(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
-
-
-def _channels_last(
-    function: Callable[..., tuple[Tensor, Tensor]],
-    x: Tensor,
-    past: Tensor,
-    mask: Tensor | None,
-    *more: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Run a function of `[batch, seq, channels]` on `[batch, heads, seq, dim]`."""
-    out, past = function(x.transpose(1, 2).flatten(2), past.expand(x.shape[0], -1, -1), mask, *more)
-    return split_heads(out, x.shape[1]), past
 
 
 def _logit(probability: float) -> float:

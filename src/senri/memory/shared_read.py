@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from senri.errors import SenriError
 from senri.memory.base import LayerState, Memory
+from senri.memory.channels import split_heads
 from senri.memory.config import MemoryConfig
 from senri.memory.input_whitening import InputWhitening
-from senri.memory.inputs import MemoryTokens, split_heads
+from senri.memory.inputs import MemoryTokens
 from senri.memory.short_convolution import convolved_dim, query_convolution
 
 

@@ -3,7 +3,8 @@
 What layers below a memory make of a text is computed once. A sentence that is put in costs them its own tokens and
 those right behind it; what is further behind enters the memory as it would without the sentence. The memory itself is a
 row of a batch for each of these readings, and is written with every token of its own. What this leaves out: tokens
-further behind a sentence than `behind` do not attend to it in the layers below the memory.
+further behind a sentence than `behind` do not attend to it in the layers below the memory, and where write strengths
+fall with the tokens read, its own are not counted there.
 """
 
 from collections.abc import Callable, Iterator, Sequence

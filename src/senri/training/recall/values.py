@@ -19,8 +19,8 @@ from senri.data.packing import tokens_of
 from senri.errors import SenriError
 from senri.memory.branch import MemoryBranch
 from senri.memory.calibration import RunningMoments
+from senri.memory.channels import split_heads
 from senri.memory.input_starts import start_from_pairs, start_values
-from senri.memory.inputs import split_heads
 from senri.memory.reading import normalise
 from senri.mixers.added_memory import AddedMemory
 from senri.models.modeling_senri import SenriForCausalLM
