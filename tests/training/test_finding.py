@@ -498,8 +498,8 @@ def test_ways_to_ask_are_drawn_by_their_weights() -> None:
     assert len(replace(config, asked=9).draw_styles(rng)) == 3
 
 
-def test_hearing_is_learnt_behind_finding(recipe_file: Path) -> None:
-    """From the longest texts, with a memory from the first step on."""
+def test_hearing_is_learnt_behind_finding(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the longest texts, with a memory from the first step on and a weight of plain text of its own."""
     path = finding_recipe(recipe_file)
     recipe = yaml.safe_load(path.read_text())
     recipe["training"]["stages"]["full"] |= {"loss": "finding", "train": "hearing", "max_steps": 2}
@@ -509,10 +509,23 @@ def test_hearing_is_learnt_behind_finding(recipe_file: Path) -> None:
     stages = ConfigManager(path, []).recipe.training.stages
     hearing = finding_of_stage(settings, stages.full)
     assert finding_of_stage(settings, stages.memory) == settings
-    assert hearing == replace(settings, meeting_first=0, lengths=replace(settings.lengths, first=160))
+    assert hearing == replace(
+        settings,
+        meeting_first=0,
+        lengths=replace(settings.lengths, first=160),
+        text_weight=settings.hearing_text_weight,
+    )
+    weights, build = [], Finding.__init__
+
+    def spy(self: Finding, model: Any, layer: int, config: Any, *rest: Any) -> None:
+        weights.append(config.text_weight)
+        build(self, model, layer, config, *rest)
+
+    monkeypatch.setattr(Finding, "__init__", spy)
     lines = read_metrics(ThreeStageTrainer(ConfigManager(path, [])).train().folder / "metrics.jsonl")
     meets = [(line["stage"], "correct" in line) for line in lines]
     assert meets == [*[("memory", False)] * 2, *[("memory", True)] * 4, *[("full", True)] * 2]
+    assert weights == [settings.text_weight, settings.hearing_text_weight]
     least = settings.lengths.shortest_share * settings.lengths.longest
     assert all(line["length"] >= least for line in lines if line["stage"] == "full")
 
@@ -542,6 +555,7 @@ def test_the_recipe_says_finds_and_recalls_and_goes_on_where_it_was(
         ("training.stages.full.train=hearing", "train finding or hearing"),
         ("training.recall.finding.fainter=-1", "finding.fainter is -1"),
         ("training.recall.finding.text_weight=-1", "finding.text_weight is -1"),
+        ("training.recall.finding.hearing_text_weight=-1", "finding.hearing_text_weight is -1"),
         ("training.stages.memory.max_steps=null", "set max_steps"),
     ):
         with pytest.raises(SenriError, match=message):

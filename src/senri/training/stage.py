@@ -29,7 +29,7 @@ from senri.training.recall.finding import Finding
 from senri.training.recall.objective import Recall
 from senri.training.recall.values import ValueDecoding
 from senri.training.rows import TrainingRows
-from senri.training.stage_data import solve_values, stage_data
+from senri.training.stage_data import finding_of_stage, solve_values, stage_data
 from senri.training.trainer import TRAINED_FILE, SenriTrainer, load_trained, trained_tensors
 
 RESULT_FILE = "stage.json"
@@ -193,7 +193,8 @@ class Stage:
         if self.config.loss == "finding":
             assert training.recall is not None
             haystacks = training.recall.haystacks
-            return Finding(model, start_layer, training.recall.finding, haystacks.kind_names, haystacks.first_weight)
+            finding = finding_of_stage(training.recall.finding, self.config)
+            return Finding(model, start_layer, finding, haystacks.kind_names, haystacks.first_weight)
         gradient = training.gradient or model.config.memory_config.gradient
         segments = (model, training.segment_tokens, gradient, training.checkpointing, start_layer)
         if self.config.loss == "recall":

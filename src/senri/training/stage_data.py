@@ -97,7 +97,7 @@ def finding_of_stage(finding: FindingConfig, config: StageConfig) -> FindingConf
     """Return the settings of the loss `finding` in a stage.
 
     A stage that learns only how far the memory is heard follows one that taught it to find: its texts are of the
-    longest lengths from the first step on, and no steps go without a memory.
+    longest lengths from the first step on, no steps go without a memory, and plain text has a weight of its own.
 
     Args:
         finding: settings of the run.
@@ -105,7 +105,8 @@ def finding_of_stage(finding: FindingConfig, config: StageConfig) -> FindingConf
     """
     if config.train != "hearing":
         return finding
-    return replace(finding, meeting_first=0, lengths=replace(finding.lengths, first=finding.lengths.longest))
+    longest = replace(finding.lengths, first=finding.lengths.longest)
+    return replace(finding, meeting_first=0, lengths=longest, text_weight=finding.hearing_text_weight)
 
 
 def solve_values(objective: ValueDecoding, stretches: Stretches, recipe: Recipe, config: StageConfig) -> None:

@@ -143,6 +143,7 @@ class FindingConfig:
         times_longer: the haystack counts as up to so many times as long as it is, from 1 on, evenly by its logarithm.
         fainter: logits of the write strengths of facts are lowered by up to this much, evenly.
         text_weight: of plain text beside answers, where read strengths are learnt.
+        hearing_text_weight: the same in a stage that trains these alone.
         meeting: weight of the loss that queries should be most like their own keys, beside what is read.
         meeting_first: so many steps at first learn this alone, without a memory, from texts with the most facts.
     """
@@ -153,6 +154,7 @@ class FindingConfig:
     times_longer: float
     fainter: float
     text_weight: float
+    hearing_text_weight: float
     meeting: float
     meeting_first: int
 
@@ -165,8 +167,9 @@ class FindingConfig:
             raise SenriError(f"training.recall.finding.times_longer is {self.times_longer}, but it must be 1 or above.")
         if self.fainter < 0:
             raise SenriError(f"training.recall.finding.fainter is {self.fainter}, but it must be 0 or above.")
-        if self.text_weight < 0:
-            raise SenriError(f"training.recall.finding.text_weight is {self.text_weight}, but it must be 0 or above.")
+        for name in ("text_weight", "hearing_text_weight"):
+            if getattr(self, name) < 0:
+                raise SenriError(f"training.recall.finding.{name} is {getattr(self, name)}, but it must be 0 or above.")
         if self.meeting < 0:
             raise SenriError(f"training.recall.finding.meeting is {self.meeting}, but it must be 0 or above.")
         if self.meeting_first < 0:
