@@ -186,14 +186,17 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
                 finished = int(places.full.any(0).sum()) * length
                 keys, values, strength = (x[:, :, :finished] for x in laid)
                 self._watcher(Run(None, keys, values, strength.squeeze(-1)), held)
-            for segment, full in enumerate(places.full.unbind(1)):
+            is_asking = not torch.compiler.is_compiling()  # once a call: a GPU must be waited for
+            rows_full = places.full.sum(0).tolist() if is_asking else [None] * places.full.shape[1]
+            for segment, (full, rows) in enumerate(zip(places.full.unbind(1), rows_full, strict=True)):
                 here = slice(segment * length, (segment + 1) * length)
                 if asked is not None:
                     reads.append(product(asked[:, :, here], held.matrix))
-                if torch.compiler.is_compiling() or bool(full.any()):
+                if rows != 0:
                     base = Held(held.matrix.detach(), held.sketch) if self.config.gradient == "segment" else held
                     key, value, beta_here = (x[:, :, here] for x in laid)
-                    held = _chosen(full, self.written(base, key, value, beta_here.squeeze(-1)), held)
+                    written = self.written(base, key, value, beta_here.squeeze(-1))
+                    held = written if rows == batch else _chosen(full, written, held)
             out = None
             if reads:
                 out = self._normalise(places.collect(torch.cat(reads, dim=2))).to(q.dtype if q is not None else dtype)
@@ -282,8 +285,6 @@ def _as_state(held: Held) -> LayerState:
 
 def _chosen(rows: Tensor, new: Held, old: Held) -> Held:
     """Return what is new in some rows, `[batch]` bool, and what is old in the others."""
-    if not torch.compiler.is_compiling() and bool(rows.all()):
-        return new
     rows = rows.view(-1, 1, 1, 1)
     sketch = None
     if new.sketch is not None and old.sketch is not None:
