@@ -12,8 +12,8 @@ from senri.models.modeling_senri import (
     SenriForSequenceClassification,
     SenriForTokenClassification,
     SenriModel,
-    SenriPreTrainedModel,
 )
+from senri.models.pretrained import SenriPreTrainedModel
 from senri.models.session import Session, model_fingerprint
 
 __all__ = [

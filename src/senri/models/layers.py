@@ -17,7 +17,8 @@ from senri.errors import SenriError
 from senri.mixers.context import MixerMasks
 from senri.models.configuration_senri import SenriConfig
 from senri.models.masks import create_senri_masks
-from senri.models.modeling_senri import SenriDecoderLayer, SenriModel
+from senri.models.modeling_senri import SenriModel
+from senri.models.pretrained import SenriDecoderLayer
 from senri.models.rotary import SenriRotaryEmbedding
 from senri.settings import load_settings
 
