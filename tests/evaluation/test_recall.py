@@ -1,6 +1,8 @@
 """Recall at length: one shared reading gives the memory of a full one, and the controls know nothing."""
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from senri.evaluation.recall import RecallTask, recall_outcome, recall_units
 from senri.evaluation.recall.samples import make_recall_sample
 from senri.evaluation.recall.shared import SharedReading
 from senri.evaluation.recall.units import CONDITIONS, IN_WINDOW, MEMORY, OTHER_SAMPLE, WINDOW_ONLY
+from senri.evaluation.units import Scratch
 from senri.models import SenriConfig, SenriForCausalLM, Session
 
 from .conftest import SIZES
@@ -93,7 +96,7 @@ def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
     hidden = [([7, 8, 9], 0), ([30] * 11, 2)]
     read: list[int] = []
     readings = [hidden, hidden[1:], [([1, 2], 1)], []]
-    shared = SharedReading(model, tokens, places, 40, readings, 37, read.append)
+    shared = SharedReading(model, tokens, places, 40, readings, 37, Scratch(None, math.inf, read.append))
     assert sum(read) == len(tokens)
     for chosen, found in zip(readings, shared.states, strict=True):
         text, last = list[int](), 0
@@ -109,11 +112,57 @@ def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {chosen}")
 
 
+@pytest.mark.parametrize("stop_at", [3, 7, 12])
+def test_an_interrupted_reading_goes_on_where_it_was(
+    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_with(
+        combine="copy", learned_read_strength=True, look_ahead=3, write_delay=9, write_strength_falls_after=40
+    )
+    tokens = [index * 7 % 250 for index in range(300)]
+    readings = [[([7, 8, 9], 0), ([30] * 11, 2)], [([1, 2], 1)], []]
+    calls, read, lower = [0], list[int](), SharedReading._lower
+
+    def reading() -> SharedReading:
+        scratch = Scratch(tmp_path / "unfinished-x", 0.0, read.append)
+        return SharedReading(model, tokens, [20, 90, 200], 40, readings, 37, scratch)
+
+    def counted(self: SharedReading, cache: Any, ids: list[int]) -> Any:
+        for inputs in lower(self, cache, ids):
+            calls[0] += 1
+            if calls[0] == stop_at:
+                raise KeyboardInterrupt
+            yield inputs
+
+    monkeypatch.setattr(SharedReading, "_lower", counted)
+    with pytest.raises(KeyboardInterrupt):
+        reading()
+    read.clear()
+    resumed = reading()
+    assert sum(read) == len(tokens)  # what was read before is told at once
+    assert read[0] >= 20
+    tmp_path.joinpath("unfinished-x.json").unlink()
+    for one, other in zip([*resumed.states, resumed.alone], [*(again := reading()).states, again.alone], strict=True):
+        assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+def test_a_damaged_reading_begins_anew(tmp_path: Path) -> None:
+    model, read = model_with(), list[int]()
+    scratch = Scratch(tmp_path / "unfinished-x", 0.0, read.append)
+    SharedReading(model, [index % 250 for index in range(200)], [10], 20, [[([7], 0)], []], 64, scratch)
+    (kept,) = tmp_path.glob("*.senri")
+    kept.write_bytes(kept.read_bytes()[:50])
+    read.clear()
+    SharedReading(model, [index % 250 for index in range(200)], [10], 20, [[([7], 0)], []], 64, scratch)
+    assert sum(read) == 200 and read[0] < 200
+
+
 def test_a_sentence_changes_the_memory_where_it_lies() -> None:
     model = model_with()
     tokens = [index % 250 for index in range(200)]
     hidden = [([7, 8, 9], 0), ([7, 8, 9], 1)]
-    shared = SharedReading(model, tokens, [10, 100], 20, [[hidden[0]], [hidden[1]], []], 64, lambda count: None)
+    scratch = Scratch(None, math.inf, lambda count: None)
+    shared = SharedReading(model, tokens, [10, 100], 20, [[hidden[0]], [hidden[1]], []], 64, scratch)
     states = [state["M"] for state in shared.states]
     assert min(float((a - b).abs().max()) for a, b in ((states[0], states[1]), (states[0], states[2]))) > 1e-3
 

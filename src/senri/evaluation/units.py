@@ -66,13 +66,22 @@ class Scratch:
             session: what has read so far.
             facts: returns plain data; only called when it is time.
         """
-        if self._path is None or not isinstance(session, Session):
+        if isinstance(session, Session):
+            self.keep_file(session.save, session.tokens_read, facts)
+
+    def keep_file(self, save: Callable[[Path], None], position: int, facts: Callable[[], dict[str, Any]]) -> None:
+        """Keep a file and what goes with it, if the last time is long enough ago.
+
+        Args:
+            save: writes it.
+            position: how far the unit has read; no two files have the same.
+            facts: as in `keep`.
+        """
+        if self._path is None or time.monotonic() - self._saved_at < self._save_every:
             return
-        if time.monotonic() - self._saved_at < self._save_every:
-            return
-        # The facts name the session file they belong to, so that a stop between the two files leaves a matching pair.
-        name = f"{self._path.name}.{session.tokens_read}.senri"
-        session.save(self._path.with_name(name))
+        # The facts name the file they belong to, so that a stop between the two files leaves a matching pair.
+        name = f"{self._path.name}.{position}.senri"
+        save(self._path.with_name(name))
         before = self._stored()
         write_bytes(self._path.with_suffix(".json"), json.dumps({"session": name, "facts": facts()}).encode())
         if before and before["session"] != name:
@@ -81,14 +90,18 @@ class Scratch:
 
     def kept(self, model: Any) -> tuple[Session, dict[str, Any]] | None:
         """Return the session and facts that an interrupted run kept, or None."""
-        stored = self._stored()
-        if stored is None or self._path is None:
-            return None
-        path = self._path.with_name(stored["session"])
+        kept = self.kept_file()
         try:
-            return Session.load(path, model), stored["facts"]
+            return None if kept is None else (Session.load(kept[0], model), kept[1])
         except SenriError:  # cut off or gone: the unit begins anew
             return None
+
+    def kept_file(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the file and facts that an interrupted run kept, or None; the file may be damaged."""
+        stored = self._stored()
+        return (
+            None if stored is None or self._path is None else (self._path.with_name(stored["session"]), stored["facts"])
+        )
 
     def clear(self) -> None:
         """Drop what was kept."""

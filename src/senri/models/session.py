@@ -1,5 +1,6 @@
 """One live state of a whole model: every layer's memory, the window, the position. Read, fork, save, load, go on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +202,7 @@ class Session:
 
     def save(self, path: str | Path) -> None:
         """Write memories, windows and position to a file. Going on after `load` equals never having stopped."""
-        tensors = self.get_memory_state().to_tensors()
-        for index, layer in enumerate(self.cache.layers):
-            if getattr(layer, "keys", None) is not None and layer.keys.numel():
-                tensors[f"layers.{index}.window.keys"] = layer.keys.contiguous().clone()
-                tensors[f"layers.{index}.window.values"] = layer.values.contiguous().clone()
+        tensors = self.get_memory_state().to_tensors() | window_tensors(self.cache)
         write_file(Path(path), tensors, self.header("session"))
 
     @classmethod
@@ -223,8 +220,7 @@ class Session:
         session = cls(model, batch_size=max(rows, default=1))
         session._check(header, str(path))
         session.set_memory_state(MemoryState(layers=memories, header=header))
-        for index, window in windows.items():
-            _restore_window(session.cache.layers[index], window, header.tokens_read, model.device)
+        restore_windows(session.cache, windows, header.tokens_read, model.device)
         session.source = header.source
         return session
 
@@ -272,10 +268,24 @@ def model_fingerprint(model: Any) -> str:
     return fingerprint(layout, weights)
 
 
-def _restore_window(layer: Any, window: dict[str, Tensor], tokens_read: int, device: torch.device) -> None:
-    keys, values = window["keys"].to(device), window["values"].to(device)
-    assert isinstance(layer, DynamicLayer)
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    if isinstance(layer, DynamicSlidingWindowLayer):
-        layer.cumulative_length = tokens_read
+def window_tensors(cache: Any) -> dict[str, Tensor]:
+    """Return copies of the keys and values that a cache holds, under the names that files have for them."""
+    return {
+        f"layers.{index}.window.{name}": getattr(layer, name).contiguous().clone()
+        for index, layer in enumerate(cache.layers)
+        if getattr(layer, "keys", None) is not None and layer.keys.numel()
+        for name in ("keys", "values")
+    }
+
+
+def restore_windows(
+    cache: Any, windows: Mapping[int, Mapping[str, Tensor]], tokens_read: int, device: torch.device
+) -> None:
+    """Give a fresh cache keys and values, by layer index (`keys`, `values`), as if it had read so many tokens."""
+    for index, window in windows.items():
+        layer, keys, values = cache.layers[index], window["keys"].to(device), window["values"].to(device)
+        assert isinstance(layer, DynamicLayer)
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length = tokens_read

@@ -7,20 +7,29 @@ further behind a sentence than `behind` do not attend to it in the layers below 
 fall with the tokens read, its own are not counted there.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import DynamicCache
 
 from senri.data import chunks
 from senri.errors import SenriError
+from senri.evaluation.files import write_bytes
+from senri.evaluation.units import Scratch
 from senri.memory.base import LayerState
 from senri.memory.branch import MemoryBranch
+from senri.memory.state import split_tensors
 from senri.mixers import given_values, seen_by_memory
 from senri.mixers.cache_senri import fork_cache
 from senri.models import SenriForCausalLM
+from senri.models.session import restore_windows, window_tensors
 
 Hidden = Sequence[tuple[list[int], int]]
 """What one reading has put in: the tokens of each sentence, and the number of its place."""
@@ -53,6 +62,23 @@ def memory_of(model: SenriForCausalLM) -> tuple[int, MemoryBranch]:
     return next(iter(branches)), only
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What is read next: tokens of the text, or a sentence in front of them that only some readings have.
+
+    Attributes:
+        rows: the readings that it is written to.
+        start: the first token of the text.
+        end: behind the last one.
+        ids: of the sentence; None where the text goes on.
+    """
+
+    rows: list[int]
+    start: int
+    end: int
+    ids: tuple[int, ...] | None = None
+
+
 class SharedReading:
     """A text read once, for many readings.
 
@@ -69,7 +95,7 @@ class SharedReading:
         behind: tokens after a place that are run again with each sentence; and those until all of them are written.
         readings: what each has put in, at most one sentence a place.
         chunk_size: tokens of one forward pass.
-        on_read: told how many more tokens of the text were read.
+        scratch: told how many more tokens of the text were read; keeps what an interrupted reading has so far.
 
     Raises:
         SenriError: a model that this cannot be used with.
@@ -84,9 +110,9 @@ class SharedReading:
         behind: int,
         readings: Sequence[Hidden],
         chunk_size: int,
-        on_read: Callable[[int], None],
+        scratch: Scratch,
     ) -> None:
-        self._on_read = on_read
+        self._scratch = scratch
         self._model, self._tokens, self._chunk_size = model, tokens, chunk_size
         self.layer, self._branch = memory_of(model)
         self._cache: Any = model.model.adopt(DynamicCache(config=model.config))
@@ -94,20 +120,31 @@ class SharedReading:
         self._written = self._branch.memory.init_state(
             len(readings) + 1, model.device
         )  # the last one is the text alone
-        self._read_all(places, behind + self._branch.config.tokens_late, readings)
+        self._read_all(self._steps(places, behind + self._branch.config.tokens_late, readings))
         rows = [{name: x[row : row + 1] for name, x in self._written.items()} for row in range(len(readings) + 1)]
         *self.states, self.alone = [{**row, **self._past} for row in rows]
 
-    def _read_all(self, places: Sequence[int], behind: int, readings: Sequence[Hidden]) -> None:
+    def _steps(self, places: Sequence[int], behind: int, readings: Sequence[Hidden]) -> list[_Step]:
         every = [*range(len(readings) + 1)]
-        self._stretch(0, places[0] if places else len(self._tokens), every)
+        steps = [_Step(every, 0, places[0] if places else len(self._tokens))]
         for place, (position, end) in enumerate(zip(places, [*places[1:], len(self._tokens)], strict=True)):
             near = position + behind
             here = {row: tuple(ids) for row, hidden in enumerate(readings) for ids, at in hidden if at == place}
-            for ids in set(here.values()):
-                self._put_in([row for row in here if here[row] == ids], [*ids, *self._tokens[position:near]])
-            self._stretch(position, near, [row for row in every if row not in here])
-            self._stretch(near, end, every)
+            for ids in dict.fromkeys(here.values()):
+                steps.append(_Step([row for row in here if here[row] == ids], position, near, ids))
+            steps.append(_Step([row for row in every if row not in here], position, near))
+            steps.append(_Step(every, near, end))
+        return steps
+
+    def _read_all(self, steps: Sequence[_Step]) -> None:
+        first, position = self._kept()
+        for number, step in enumerate(steps):
+            if number < first:
+                continue
+            if step.ids is None:
+                self._stretch(step, number, position if number == first else step.start)
+            else:
+                self._put_in(step.rows, [*step.ids, *self._tokens[step.start : step.end]])
 
     def _put_in(self, rows: list[int], ids: list[int]) -> None:
         """Read a sentence and what is right behind it, for some rows; the text goes on as if it were not there."""
@@ -115,11 +152,40 @@ class SharedReading:
         for inputs, given in self._lower(fork_cache(self._cache), ids):
             past = self._write(inputs, given, past, rows)
 
-    def _stretch(self, start: int, end: int, rows: list[int]) -> None:
-        """Read tokens of the text on, and write them to some rows."""
-        for inputs, given in self._lower(self._cache, self._tokens[start:end]):
-            self._past = self._write(inputs, given, self._past, rows)
-            self._on_read(inputs.shape[1])
+    def _stretch(self, step: _Step, number: int, position: int) -> None:
+        """Read tokens of the text on, from a position on, and write them to some rows."""
+        for inputs, given in self._lower(self._cache, self._tokens[position : step.end]):
+            self._past = self._write(inputs, given, self._past, step.rows)
+            position += inputs.shape[1]
+            self._scratch.advance(inputs.shape[1])
+            self._scratch.keep_file(self._save, position, partial(dict, step=number, position=position))
+
+    def _save(self, path: Path) -> None:
+        """Write what the reading has so far."""
+        tensors = window_tensors(self._cache)
+        for kind, state in (("past", self._past), ("written", self._written)):
+            tensors |= {f"{kind}.{name}": tensor.contiguous() for name, tensor in state.items()}
+        write_bytes(path, safetensors.torch.save(tensors))
+
+    def _kept(self) -> tuple[int, int]:
+        """Take up what an interrupted reading kept; return its step, and how much of the text it had read."""
+        kept = self._scratch.kept_file()
+        if kept is None:
+            return 0, 0
+        path, facts = kept
+        try:
+            tensors = safetensors.torch.load_file(path, device=str(self._model.device))
+        except (OSError, SafetensorError):  # cut off or gone: the reading begins anew
+            return 0, 0
+        states = {
+            kind: {name.split(".", 1)[1]: x for name, x in tensors.items() if name.startswith(f"{kind}.")}
+            for kind in ("past", "written")
+        }
+        self._past, self._written = states["past"], states["written"]
+        _, windows = split_tensors({name: x for name, x in tensors.items() if name.startswith("layers.")})
+        restore_windows(self._cache, windows, facts["position"], self._model.device)
+        self._scratch.advance(facts["position"])
+        return facts["step"], facts["position"]
 
     def _write(self, inputs: Tensor, given: tuple[Tensor, ...] | None, past: LayerState, rows: list[int]) -> LayerState:
         """Write tokens to some rows; return the state of what makes keys and values of them."""

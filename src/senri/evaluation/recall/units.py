@@ -112,7 +112,7 @@ class _Text:
         tokens, places = self._tokens_and_places()
         hidden = [[(self.haystack.encode(f" {text}"), place) for text, place in one.hidden] for one in self.samples]
         model, settings = self.subject.model, self.settings
-        reading = SharedReading(model, tokens, places, settings.behind, hidden, settings.chunk_size, scratch.advance)
+        reading = SharedReading(model, tokens, places, settings.behind, hidden, settings.chunk_size, scratch)
         last = tokens[-_WINDOWS_REREAD * self.subject.context :]
         session = Session(model)
         memory = session.memory_layers[reading.layer]
