@@ -106,7 +106,10 @@ MIXERS |= {
         },
     },
 }
-MIXERS["copy_late"] = {"memory_layers": [1], "memory": {**MIXERS["copy"]["memory"], "look_ahead": 2, "write_delay": 3}}
+MIXERS["copy_late"] = {
+    "memory_layers": [1],
+    "memory": {**MIXERS["copy"]["memory"], "look_ahead": 2, "write_delay": 3, "copy_turns": 4},
+}
 WITH_MEMORY = [name for name, options in MIXERS.items() if options["memory_layers"]]
 FAMILIES = ["llama", "qwen2", "gpt_neox"]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from senri.errors import SenriError
 from senri.memory import MemoryConfig
 from senri.memory.token_codes import TokenCodes
+from senri.memory.turns import turns
 from senri.models import SenriForCausalLM
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -31,18 +32,27 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
     memory.memory_say.prior.fill_(0.4)
     memory.register_forward_hook(lambda module, _args, _out: found.append(module.found))
     said = model(ids).logits
-    (read, strength, ending, shown), embeddings = found[0], model.model.embed_tokens.weight
-    late = model.config.memory_config_of(1).tokens_late
+    (read, strength, seen, shown), embeddings = found[0], model.model.embed_tokens.weight
+    late, turn_count = model.config.memory_config_of(1).tokens_late, model.config.memory_config_of(1).copy_turns
     assert (shown is None) == (late == 0)
     with model.memory_disabled():
         alone = model(ids).logits.softmax(-1)
     phases = [memory.memory_codes.frequencies @ embedding for embedding in embeddings]
     codes = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
-    for row, position in ((0, 0), (0, 28), (1, 7)):
-        likeness = torch.stack([F.cosine_similarity(read[row, position], code, dim=0) for code in codes])
-        read_says = (6.0 * likeness).softmax(-1)
+    half, turned_back = len(codes[0]) // 2, set()
+    for row, position in ((0, 0), (0, 28), (1, 7), (1, 20)):
+        turned = [
+            read[row, position] * torch.tensor([(-1.0) ** (turn & (at % half)).bit_count() for at in range(2 * half)])
+            for turn in range(turn_count)
+        ]
+        by_turn = torch.stack(
+            [torch.stack([F.cosine_similarity(one, code, dim=0) for code in codes]) for one in turned]
+        )
+        read_says = (6.0 * by_turn.amax(0)).softmax(-1)
+        best = int(by_turn.amax(1).argmax())
+        turned_back.add(best)
         if ends is not None:
-            end = ending[row, position].sigmoid()
+            end = memory.memory_say.end(torch.cat([seen[row, position], turned[best]])).sigmoid()
             assert 0.001 < end < 0.999
             read_says = read_says * (1 - end)
             read_says[7] += end[0]
@@ -56,6 +66,7 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
         share = (strength[row, position, 0] + 0.7 * read_says.max().log()).sigmoid()
         wanted = share * read_says + (1 - share) * alone[row, position]
         torch.testing.assert_close(said[row, position].exp(), wanted, **TOLERANCE)
+    assert turn_count == 1 or len(turned_back) > 1
 
 
 @torch.no_grad()
@@ -131,9 +142,30 @@ def test_codes_of_tokens_have_nothing_in_common() -> None:
     likeness = values @ values.T / 256
     assert likeness.fill_diagonal_(0).abs().max() < 0.4 and likeness.abs().mean() < 0.06
     read = 0.3 * values[7] + 0.25 * values[8] + 0.1 * values[9:40].sum(0) / 31**0.5
-    said = codes(read, embeddings)
-    assert said.argmax() == 7
+    said, back = codes(read, embeddings)
+    assert said.argmax() == 7 and back is read or torch.equal(back, read)
     torch.testing.assert_close(said.exp().sum(-1), torch.tensor(1.0))
+
+
+@torch.no_grad()
+def test_equal_tokens_in_several_places_do_not_add_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(50, 64, generator=generator)
+    codes = TokenCodes(64, 256, 28.0, 1.0, turn_count=8)
+    values, places = codes.codes(embeddings), torch.tensor([3, 12, 21, 30, 6])
+    signs = turns(places, 8, 256)
+    assert torch.equal(turns(places + 8, 8, 256), signs) and torch.equal(
+        turns(torch.tensor([0, 8]), 8, 256), torch.ones(2, 256)
+    )
+    of_one = turns(torch.arange(8), 8, 256) * values[7]
+    torch.testing.assert_close(of_one @ of_one.T, 256 * torch.eye(8), atol=1e-3, rtol=0)  # all are orthogonal
+    tokens, shares = torch.tensor([7, 7, 7, 7, 9]), torch.tensor([0.3, 0.3, 0.3, 0.3, 0.5])
+    read = (shares[:, None] * signs * values[tokens]).sum(0)
+    said, back = codes(read[None], embeddings)
+    assert said.argmax() == 9
+    torch.testing.assert_close(back[0], read * signs[4])
+    unturned = (shares[:, None] * values[tokens]).sum(0)
+    assert TokenCodes(64, 256, 28.0, 1.0)(unturned[None], embeddings)[0].argmax() == 7
 
 
 @torch.no_grad()
@@ -154,6 +186,24 @@ def test_what_is_written_are_the_codes_of_the_tokens(build: Callable[..., SenriF
         model.model(inputs_embeds=lower, start_layer=1)
     with pytest.raises(ValueError, match="exactly one"):
         model.model(ids, inputs_embeds=embeddings)
+
+
+@torch.no_grad()
+def test_codes_are_turned_by_place(build: Callable[..., SenriForCausalLM], ids: Tensor) -> None:
+    """By how many tokens were read when they are written, however calls are cut."""
+    model = build("copy_late")
+    mixer, given = model.model.layers[1].self_attn, []
+    late, width = mixer.memory.config.tokens_late, 2 * len(mixer.memory_codes.frequencies)
+    codes = mixer.memory_codes.codes(model.model.embed_tokens(ids))
+    mixer.memory.inputs.register_forward_hook(lambda _module, _args, out: given.append(out[0].v))
+    cache = None
+    for begin, end in ((0, 3), (3, 17), (17, ids.shape[1])):
+        cache = model(ids[:, begin:end], past_key_values=cache, use_cache=True).past_key_values
+    written = torch.cat(given, dim=2).transpose(1, 2).flatten(2)
+    assert not written[:, :late].any()
+    for place in range(late, ids.shape[1]):
+        signs = [(-1.0) ** (((place + 1) % 4) & (at % (width // 2))).bit_count() for at in range(width)]
+        torch.testing.assert_close(written[:, place], codes[:, place - late] * torch.tensor(signs))
 
 
 @torch.no_grad()
@@ -181,5 +231,9 @@ def test_what_copying_needs_is_asked_for() -> None:
         MemoryConfig(copy_sharpness=0.0)
     with pytest.raises(SenriError, match="copy_prior is -0.1"):
         MemoryConfig(copy_prior=-0.1)
+    with pytest.raises(SenriError, match="copy_turns is 6, but it must be a power of two"):
+        MemoryConfig(copy_turns=6)
+    with pytest.raises(SenriError, match="set memory.combine to 'copy'"):
+        MemoryConfig(copy_turns=4)
     with pytest.raises(SenriError, match="all heads have 7 numbers together"):
         TokenCodes(4, 7, 28.0, 0.02)

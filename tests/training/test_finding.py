@@ -245,7 +245,10 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             )
             clear = (size / (size + (batch["times_longer"] - 1) * noise)).sqrt()
             candidates = [at for at in range(len(ids)) if not copied or at == ids.index(ids[at])]
-            likeness = torch.stack([F.cosine_similarity(one, values[at], dim=0) for at in candidates])
+            turned = in_every_turn(one, branch.config.copy_turns)
+            likeness = torch.stack(
+                [torch.stack([F.cosine_similarity(x, values[at], dim=0) for x in turned]).amax() for at in candidates]
+            )
             possible = plain[batch["ids"][0]] ** PRIOR * penalty[batch["ids"][0]].detach()
             shares = likeness.mul(sharpness * clear).exp() * possible[candidates]
             shares = shares / shares.sum()
@@ -265,8 +268,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 read[:, place : place + 1].detach(), branch.inputs.seen(tail[:, place : place + 1])
             )
             if copied:
-                every = said_by_codes(mixer.memory_codes, embed.weight, one.detach())
-                end = mixer.memory_say.end(torch.cat([branch.inputs.seen(tail[0, place]), one.detach()])).sigmoid()
+                every, back = said_by_codes(mixer.memory_codes, embed.weight, [x.detach() for x in turned])
+                end = mixer.memory_say.end(torch.cat([branch.inputs.seen(tail[0, place]), back])).sigmoid()
                 every = every * (1 - end) + end * F.one_hot(torch.tensor(END), len(every))
                 every = every * plain**mixer.memory_say.prior * penalty
                 every = every / every.sum()
@@ -312,11 +315,23 @@ def unit(x: torch.Tensor, eps: float) -> torch.Tensor:
     return x
 
 
-def said_by_codes(codes: Any, embeddings: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-    """Return the probability of each token."""
+def in_every_turn(read: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """Return a read with the signs of each turn."""
+    half = len(read) // 2
+    return [
+        read * torch.tensor([(-1.0) ** (turn & (at % half)).bit_count() for at in range(len(read))])
+        for turn in range(count)
+    ]
+
+
+def said_by_codes(
+    codes: Any, embeddings: torch.Tensor, turned: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the probability of each token, and the turned read that is most like one."""
     phases = [codes.frequencies @ one for one in embeddings.detach()]
     each = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
-    return torch.stack([F.cosine_similarity(read, code, dim=0) for code in each]).mul(codes.sharpness).softmax(0)
+    likeness = torch.stack([torch.stack([F.cosine_similarity(read, code, dim=0) for code in each]) for read in turned])
+    return likeness.amax(0).mul(codes.sharpness).softmax(0), turned[int(likeness.amax(1).argmax())]
 
 
 def copying(**changes: Any) -> SenriForCausalLM:
@@ -344,7 +359,7 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     if "together" in combine:  # some of what is asked for is not written yet
         batch = next(one for number in range(99) if partly_written(one := batches([{"number": number}])))
     if combine != "add":
-        waits = {"look_ahead": 3, "write_delay": 2, "whitened_inputs": True, "token_inputs": True}
+        waits = {"look_ahead": 3, "write_delay": 2, "whitened_inputs": True, "token_inputs": True, "copy_turns": 4}
         sketched = TOGETHER | {"options": {"ridge": 0.5, "sketch": 6}}
         model = copying(**(waits if "waits" in combine else sketched if "together" in combine else {}))
     double = copy.deepcopy(model).double()

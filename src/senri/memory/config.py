@@ -83,6 +83,8 @@ class MemoryConfig:
             all of it is. Only with `combine: add` and `copy`, which needs it.
         read_strength: where the learned one starts, in (0, 1).
         copy_sharpness: where `combine: copy` starts: factor of the likeness of a read and a token's code, from -1 to 1.
+        copy_turns: a token's code is turned in one of so many ways, by the token's place, so that reads of equal tokens
+            in several places do not add up; a power of two, 1: not at all. Only with `combine: copy`.
         copy_prior: where it starts: the power of the model's own distribution by which what was found is multiplied.
         decay: alpha of `gated_delta` at the start (learned from the hidden state); in (0, 1).
         calibration: `whiten` centres and whitens queries and keys per head, set from real text at conversion.
@@ -131,6 +133,7 @@ class MemoryConfig:
     learned_read_strength: bool = False
     read_strength: float = 0.9
     copy_sharpness: float = 28.0
+    copy_turns: int = 1
     copy_prior: float = 0.0
     decay: float = 0.99
     calibration: Calibration = "none"
@@ -223,6 +226,10 @@ class MemoryConfig:
             )
         if self.copy_sharpness <= 0:
             raise SenriError(f"memory.copy_sharpness is {self.copy_sharpness}, but it must be above 0.")
+        if self.copy_turns < 1 or self.copy_turns.bit_count() != 1:
+            raise SenriError(f"memory.copy_turns is {self.copy_turns}, but it must be a power of two (1 is off).")
+        if self.copy_turns > 1 and self.combine != "copy":
+            raise SenriError("memory.copy_turns turns codes of tokens: set memory.combine to 'copy', or it to 1.")
         if self.copy_prior < 0:
             raise SenriError(f"memory.copy_prior is {self.copy_prior}, but it must be 0 or above.")
         if self.learned_read_strength and self.normaliser != "rmsnorm":

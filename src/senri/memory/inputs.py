@@ -1,6 +1,5 @@
 """MemoryInputs: from a layer's hidden states to what a memory takes (queries, keys, values, write strength, decay)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.channels import channels_last, split_heads
 from senri.memory.config import MemoryConfig
-from senri.memory.gates import precise_sigmoid
+from senri.memory.gates import logit, strengths
 from senri.memory.input_whitening import InputWhitening
 from senri.memory.short_convolution import (
     convolved_dim,
@@ -20,6 +19,7 @@ from senri.memory.short_convolution import (
     shift_tokens,
 )
 from senri.memory.strength_convolution import StrengthConvolution
+from senri.memory.turns import turns
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class MemoryInputs(nn.Module):
     the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet (with dense channels of
     one more before them); where values are given, `late_values` `[batch, late, channels]` and `late_ids`
     `[batch, late, 1]`, -1 for none; with any delay `begun` `[batch]`, int64: tokens read, as far as they count; where
-    write strengths fall `read` `[batch]`, int64: all tokens read.
+    write strengths fall or codes are turned `read` `[batch]`, int64: all tokens read.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class MemoryInputs(nn.Module):
                 self.v_proj.reset_parameters()
         if self.config.learned_write_strength:
             nn.init.zeros_(self.beta_proj.weight)
-            nn.init.constant_(self.beta_proj.bias, _logit(self.config.write_strength))
+            nn.init.constant_(self.beta_proj.bias, logit(self.config.write_strength))
             if self.config.convolved_write_strength:
                 self.conv_beta.reset_parameters()
         if self.config.rule == "gated_delta":
             nn.init.zeros_(self.decay_proj.weight)
-            nn.init.constant_(self.decay_proj.bias, _logit(self.config.decay))
+            nn.init.constant_(self.decay_proj.bias, logit(self.config.decay))
         if self.config.short_convolution:
             self.conv_q.reset_parameters()
             self.conv_k.reset_parameters()
@@ -136,9 +136,14 @@ class MemoryInputs(nn.Module):
                 state["late_ids"] = torch.full((batch_size, late, 1), -1.0, device=device)
         if self._unwritten:
             state["begun"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        if self.config.write_strength_falls_after:
+        if self._counts:
             state["read"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
         return state
+
+    @property
+    def _counts(self) -> bool:
+        """Whether it matters how many tokens were read."""
+        return self.config.write_strength_falls_after > 0 or self.config.copy_turns > 1
 
     @property
     def _unwritten(self) -> int:
@@ -199,6 +204,12 @@ class MemoryInputs(nn.Module):
             k, new["conv_k"] = channels_last(self.conv_k, k, state["conv_k"], mask, due, written, around)
         elif self.config.token_shift:
             k, new["conv_k"] = channels_last(shift_tokens, k, state["conv_k"], mask)
+        places: Tensor | None = None
+        if self._counts:
+            places = _places(state["read"], hidden_states, mask)
+            more = hidden_states.shape[1] if mask is None else mask.sum(dim=1)
+            new["read"] = (state["read"] + more).expand(len(k))
+            v = v if self.config.copy_turns == 1 else v * self._turns(places).to(v.dtype)
         beta = None
         if self.config.learned_write_strength:
             logits = self.beta_proj(due if self.config.convolved_write_strength else written)
@@ -206,13 +217,10 @@ class MemoryInputs(nn.Module):
                 logits = logits if is_due is None else logits * is_due.unsqueeze(-1)
                 past = state["conv_beta"].expand(len(logits), -1, -1)
                 logits, new["conv_beta"] = self.conv_beta(logits.to(past.dtype), past, mask)
-            lowered_by = None
-            if self.config.write_strength_falls_after:
-                lowered_by, new["read"] = self._lowered_by(state["read"], hidden_states, mask)
-            beta = _strength(logits, lowered_by)
+            beta = strengths(logits, None if places is None else self._lowered_by(places))
         decay = None
         if self.config.rule == "gated_delta":
-            decay = _strength(self.decay_proj(written))
+            decay = strengths(self.decay_proj(written))
         if self._unwritten:
             beta = k.new_full(k.shape[:3], self.config.write_strength, dtype=torch.float32) if beta is None else beta
             beta = beta * self._is_there(state["begun"], hidden_states, mask, self._unwritten).unsqueeze(1)
@@ -277,28 +285,21 @@ class MemoryInputs(nn.Module):
         """Return where rows had a token `late` steps ago, `[batch, seq]`."""
         return _places(begun, x, mask) > late
 
-    def _lowered_by(self, read: Tensor, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return by how much logits of write strengths are lowered at each token, `[batch, seq]`, and all tokens read.
+    def _lowered_by(self, places: Tensor) -> Tensor | None:
+        """Return by how much logits of write strengths are lowered, `[batch, seq]`, of tokens at these places.
 
         Odds fall as 1 / n, so that a text of any length has but so many strong writes for each time it doubles.
         """
-        places = _places(read, x, mask)
-        lowered_by = (places / self.config.write_strength_falls_after).log().clamp(min=0)
-        return lowered_by, read.expand(len(x)) if x.shape[1] == 0 else places[:, -1]
+        after = self.config.write_strength_falls_after
+        return (places / after).log().clamp(min=0) if after else None
+
+    def _turns(self, places: Tensor) -> Tensor:
+        """Return the signs of codes that are written at these places, `[batch, heads, seq, value_dim]`."""
+        width = self.num_key_value_heads * self.value_dim
+        return split_heads(turns(places, self.config.copy_turns, width), self.num_key_value_heads)
 
 
 def _places(read: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
     """Return how many tokens rows have at each token of x, `[batch, seq]`, `read` of them before."""
     present = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask.bool()
     return read.unsqueeze(1) + present.cumsum(dim=1)
-
-
-def _strength(logits: Tensor, lowered_by: Tensor | None = None) -> Tensor:
-    """Return the sigmoid, `[batch, seq, heads]` to `[batch, heads, seq]`; of logits lowered by `[batch, seq]`."""
-    if lowered_by is not None:
-        logits = logits - lowered_by.unsqueeze(-1)  # float32 at least
-    return precise_sigmoid(logits).transpose(1, 2)
-
-
-def _logit(probability: float) -> float:
-    return math.log(probability / (1.0 - probability))

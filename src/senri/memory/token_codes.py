@@ -9,10 +9,16 @@ from torch import Tensor, nn
 
 from senri.errors import SenriError
 from senri.memory.calibration import whitening_matrix
+from senri.memory.turns import turns
 
 _BANDWIDTH = 0.5
 """Standard deviation of a frequency, for embeddings with a variance of 1 in every direction: two of them that are more
 than about five apart, as nearly all tokens are, get codes that have nothing in common."""
+
+
+_PRODUCTS = 256
+"""Turned reads that are compared with all codes at once: as many as share one reading of the codes, and few enough that
+their likenesses need no more memory than the head's logits do."""
 
 
 class TokenCodes(nn.Module):
@@ -27,19 +33,22 @@ class TokenCodes(nn.Module):
         width: of a code: heads x value_dim.
         sharpness: where it starts: factor of cosines in the softmax.
         embedding_scale: standard deviation of embeddings' entries before `initialise`.
+        turn_count: in so many ways a code may have been turned where it was written (`senri.memory.turns`).
 
     Raises:
         SenriError: an odd width.
     """
 
-    def __init__(self, hidden_size: int, width: int, sharpness: float, embedding_scale: float) -> None:
+    def __init__(
+        self, hidden_size: int, width: int, sharpness: float, embedding_scale: float, turn_count: int = 1
+    ) -> None:
         super().__init__()
         if width % 2:
             raise SenriError(
                 f"memory.combine 'copy' makes values of cosines and sines in pairs, but all heads have {width} numbers "
                 f"together: set memory.value_dim to an even number."
             )
-        self.start, self.embedding_scale = sharpness, embedding_scale
+        self.start, self.embedding_scale, self.turn_count = sharpness, embedding_scale, turn_count
         self.frequencies = nn.Parameter(torch.empty(width // 2, hidden_size))
         self.sharpness = nn.Parameter(torch.empty(1))
         self._kept: tuple[Any, Tensor] | None = None
@@ -77,15 +86,34 @@ class TokenCodes(nn.Module):
             phases = F.linear(embeddings.detach().float(), self.frequencies.float())
         return math.sqrt(2) * torch.cat([phases.cos(), phases.sin()], dim=-1)
 
-    def forward(self, read: Tensor, embeddings: Tensor) -> Tensor:
-        """Return log-probabilities of tokens, `[..., vocabulary]` in float32.
+    def forward(self, read: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities of tokens, `[..., vocabulary]` in float32, and the read turned back.
+
+        A token is as likely as the one of its turns is that is most like the read. Where equal tokens were written in
+        several places, the read is like each of them and not like their sum; turned back it is as the likeliest was.
 
         Args:
             read: `[..., width]`.
             embeddings: of all tokens, `[vocabulary, hidden_size]`.
         """
-        likeness = F.linear(F.normalize(read.float(), dim=-1), self._table(embeddings))
-        return (self.sharpness.float() * likeness).log_softmax(-1)
+        table = self._table(embeddings)
+        if self.turn_count == 1:
+            return (self.sharpness.float() * F.linear(F.normalize(read.float(), dim=-1), table)).log_softmax(-1), read
+        turned, likeness, back = self.turned(read.reshape(-1, read.shape[-1])), [], []
+        for some in turned.split(max(_PRODUCTS // self.turn_count, 1), dim=1):
+            each = F.linear(F.normalize(some.float(), dim=-1), table)  # [turns, tokens, vocabulary]
+            likeness.append(each.amax(0))
+            back.append(_chosen(some, each.detach().amax(-1).argmax(0)))
+        found = torch.cat(likeness).view(*read.shape[:-1], -1)
+        return (self.sharpness.float() * found).log_softmax(-1), torch.cat(back).view_as(read)
+
+    def turned(self, read: Tensor) -> Tensor:
+        """Return a read `[..., width]` turned in each way, `[turns, ..., width]`; what was turned so is as it was."""
+        if self.turn_count == 1:
+            return read.unsqueeze(0)
+        every = torch.arange(self.turn_count, device=read.device)
+        signs = turns(every, self.turn_count, read.shape[-1]).to(read.dtype)
+        return read * signs.view(self.turn_count, *[1] * (read.ndim - 1), -1)
 
     def _table(self, embeddings: Tensor) -> Tensor:
         """Return the codes of all tokens with a length of 1; kept until something changes."""
@@ -96,3 +124,8 @@ class TokenCodes(nn.Module):
         if self._kept is None or self._kept[0] != made_of:
             self._kept = made_of, F.normalize(self.codes(embeddings), dim=-1).detach()
         return self._kept[1]
+
+
+def _chosen(turned: Tensor, turn: Tensor) -> Tensor:
+    """Return of each token, `[turns, tokens, width]`, what its turn `[tokens]` gives."""
+    return turned.gather(0, turn.view(1, -1, 1).expand(1, -1, turned.shape[-1]))[0]

@@ -53,23 +53,22 @@ class Found(NamedTuple):
     Attributes:
         read: `[batch, seq, heads x value_dim]`.
         strength: logits of the read strength, `[batch, seq, 1]`.
-        ending: of `Saying.ending`, `[batch, seq, 1]`; None where nothing ends an answer.
+        seen: what the memory sees, `[batch, seq, width]`.
         shown: of `Saying.shown`, `[batch, seq, 1]` and `[batch, seq, late]`; None where the memory does not wait.
     """
 
     read: Tensor
     strength: Tensor
-    ending: Tensor | None
+    seen: Tensor
     shown: tuple[Tensor, Tensor] | None
 
     def kept(self, logits_to_keep: int | Tensor) -> "Found":
         """Return what was found at some positions, as transformers' `slice_logits_to_keep` chooses them."""
-        read, strength = (slice_logits_to_keep(part, logits_to_keep) for part in (self.read, self.strength))
-        ending = None if self.ending is None else slice_logits_to_keep(self.ending, logits_to_keep)
+        read, strength, seen = (slice_logits_to_keep(part, logits_to_keep) for part in self[:3])
         if self.shown is None:
-            return Found(read, strength, ending, None)
+            return Found(read, strength, seen, None)
         penalty, recent = (slice_logits_to_keep(part, logits_to_keep) for part in self.shown)
-        return Found(read, strength, ending, (penalty, recent))
+        return Found(read, strength, seen, (penalty, recent))
 
 
 class CopiedMemory(SoftmaxAttention):
@@ -88,7 +87,7 @@ class CopiedMemory(SoftmaxAttention):
         self.memory_read = ReadStrength(sizes["hidden_size"], sizes["num_heads"], memory.read_strength)
         width = sizes["num_heads"] * sizes["value_dim"]
         scale = config.initializer_range
-        self.memory_codes = TokenCodes(config.hidden_size, width, memory.copy_sharpness, scale)
+        self.memory_codes = TokenCodes(config.hidden_size, width, memory.copy_sharpness, scale, memory.copy_turns)
         waits = isinstance(self.memory, MemoryBranch) and memory.tokens_late > 0
         self.memory_say = Saying(memory.copy_prior, sizes["hidden_size"], width, config.end_token, waits)
         self.found: Found | None = None
@@ -114,8 +113,7 @@ class CopiedMemory(SoftmaxAttention):
             seen = self.memory.inputs.seen(seen)
             strength = self.memory_read.logits(read, seen).mean(-1, keepdim=True)
             shown = None if recent is None else self.memory_say.shown(seen, recent)
-            read = read.flatten(2)
-            self.found = Found(read, strength, self.memory_say.ending(seen, read), shown)
+            self.found = Found(read.flatten(2), strength, seen, shown)
         else:
             let_pass(hidden_states, past_key_values, self.layer_idx)
         return super().forward(hidden_states, masks, position_embeddings, past_key_values, **kwargs)
@@ -173,6 +171,7 @@ class CopiedMemory(SoftmaxAttention):
             )
         found = found.kept(logits_to_keep)
         alone = logits.float().log_softmax(-1)
-        said = self.memory_codes(found.read, embeddings)
-        copied, strength = self.memory_say(said, alone, found.strength.float(), found.ending, found.shown)
+        said, read = self.memory_codes(found.read, embeddings)
+        ending = self.memory_say.ending(found.seen, read)
+        copied, strength = self.memory_say(said, alone, found.strength.float(), ending, found.shown)
         return mixture(copied, alone, strength).to(logits.dtype)

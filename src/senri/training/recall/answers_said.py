@@ -52,21 +52,33 @@ class AnswersSaid:
         recent = branch.inputs.recent(ids[:, None, :, None].float(), start)[:, -asking_ids.shape[1] :]
         return self._mixer.memory_say.shown(branch.inputs.seen(seen[row, column]), recent[row, column])
 
-    def ending(self, seen: Tensor, read: Tensor) -> Tensor | None:
+    def copied(self, read: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return log-probabilities of what was read, `[tokens, vocabulary]`, and the read turned back; None for a
+        memory that copies no tokens.
+
+        Args:
+            read: `[tokens, heads x value_dim]`.
+        """
+        if not isinstance(self._mixer, CopiedMemory):
+            return None
+        said: tuple[Tensor, Tensor] = self._mixer.memory_codes(read, self._model.model.embed_tokens.weight)
+        return said
+
+    def ending(self, seen: Tensor, copied: tuple[Tensor, Tensor] | None) -> Tensor | None:
         """Return logits of the end's share, `[tokens, 1]`; None for a memory that ends nothing.
 
         Args:
             seen: what the memory sees, `[tokens, width]`.
-            read: what it read, `[tokens, heads x value_dim]`.
+            copied: of `copied`.
         """
-        if not isinstance(self._mixer, CopiedMemory):
+        if not isinstance(self._mixer, CopiedMemory) or copied is None:
             return None
         branch: Any = self._mixer.memory
-        return self._mixer.memory_say.ending(branch.inputs.seen(seen), read)
+        return self._mixer.memory_say.ending(branch.inputs.seen(seen), copied[1])
 
     def mixed(
         self,
-        read: Tensor,
+        copied: tuple[Tensor, Tensor] | None,
         pointed: Tensor,
         wanted: Tensor,
         alone: Tensor,
@@ -78,7 +90,7 @@ class AnswersSaid:
         says.
 
         Args:
-            read: as in `ending`.
+            copied: of `copied`.
             pointed: log-probabilities of the right tokens by the pointer, `[tokens]`.
             wanted: the right tokens.
             alone: of `alone`.
@@ -86,10 +98,9 @@ class AnswersSaid:
             ending: of `ending`.
             shown: of `shown`.
         """
-        if isinstance(self._mixer, CopiedMemory):
-            copied = self._mixer.memory_codes(read, self._model.model.embed_tokens.weight)
-            copied, strengths = self._mixer.memory_say(copied, alone, strengths[:, None], ending, shown)
-            pointed, strengths = copied.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), strengths[:, 0]
+        if isinstance(self._mixer, CopiedMemory) and copied is not None:
+            said, strengths = self._mixer.memory_say(copied[0], alone, strengths[:, None], ending, shown)
+            pointed, strengths = said.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), strengths[:, 0]
         return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
 
 

@@ -134,8 +134,9 @@ class Finding(Objective):
         memory: Any = self._mixer.memory
         size = mean_square(read, memory.memory.norm_weight.float(), memory.config.eps)
         pointed = pointer.log_probabilities(self.settings.sharpness, clearness(size, noise))
-        ending = said_of.ending(seen[row, column], read.detach())
-        mixed = said_of.mixed(read.detach(), pointed.detach(), wanted, alone, strengths, ending, shown)
+        copied = said_of.copied(read.detach())
+        ending = said_of.ending(seen[row, column], copied)
+        mixed = said_of.mixed(copied, pointed.detach(), wanted, alone, strengths, ending, shown)
         ends = ~is_text & (wanted == self._end_token)
         is_asked = ~is_text & ~ends & pointer.is_right.any(-1) & (points[row, column] < len(passing))
         of_asked, of_answers = (
@@ -252,7 +253,8 @@ class Finding(Objective):
         if isinstance(self._mixer, CopiedMemory):
             held, where = ids.unique(return_inverse=True)
             first = torch.full_like(held, len(ids)).scatter_reduce(0, where, places, "amin")
-            return Pointer(read @ self._values(held, states).T, held == wanted[:, None], added[:, first])
+            cosines = (self._mixer.memory_codes.turned(read) @ self._values(held, states).T).amax(0)
+            return Pointer(cosines, held == wanted[:, None], added[:, first])
         is_right = (ids == wanted[:, None]) | (places == points[:, None])
         return Pointer(read @ self._values(ids, states).T, is_right, added)
 
