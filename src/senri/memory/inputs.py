@@ -180,6 +180,7 @@ class MemoryInputs(nn.Module):
         asking = None if write_only and not self.config.short_convolution else hidden_states
         if write_only and self.config.short_convolution and mask is None:
             asking = hidden_states[:, 1 - self.config.short_convolution :]  # of queries only the past is kept
+        more = hidden_states.shape[1] if mask is None else mask.sum(dim=1)
         new: LayerState = {}
         due = written = hidden_states
         around: Tensor | None = None
@@ -207,7 +208,6 @@ class MemoryInputs(nn.Module):
         places: Tensor | None = None
         if self._counts:
             places = _places(state["read"], hidden_states, mask)
-            more = hidden_states.shape[1] if mask is None else mask.sum(dim=1)
             new["read"] = (state["read"] + more).expand(len(k))
             v = v if self.config.copy_turns == 1 else v * self._turns(places).to(v.dtype)
         beta = None
@@ -224,7 +224,6 @@ class MemoryInputs(nn.Module):
         if self._unwritten:
             beta = k.new_full(k.shape[:3], self.config.write_strength, dtype=torch.float32) if beta is None else beta
             beta = beta * self._is_there(state["begun"], hidden_states, mask, self._unwritten).unsqueeze(1)
-            more = hidden_states.shape[1] if mask is None else mask.sum(dim=1)
             new["begun"] = (state["begun"] + more).clamp(max=self._unwritten).expand(len(k))
         return MemoryTokens(None if write_only else q, k, v, beta, decay), new
 
@@ -296,7 +295,8 @@ class MemoryInputs(nn.Module):
     def _turns(self, places: Tensor) -> Tensor:
         """Return the signs of codes that are written at these places, `[batch, heads, seq, value_dim]`."""
         width = self.num_key_value_heads * self.value_dim
-        return split_heads(turns(places, self.config.copy_turns, width), self.num_key_value_heads)
+        signs = turns(self.config.copy_turns, width, places.device)[places % self.config.copy_turns]
+        return split_heads(signs, self.num_key_value_heads)
 
 
 def _places(read: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:

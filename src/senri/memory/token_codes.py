@@ -111,8 +111,7 @@ class TokenCodes(nn.Module):
         """Return a read `[..., width]` turned in each way, `[turns, ..., width]`; what was turned so is as it was."""
         if self.turn_count == 1:
             return read.unsqueeze(0)
-        every = torch.arange(self.turn_count, device=read.device)
-        signs = turns(every, self.turn_count, read.shape[-1]).to(read.dtype)
+        signs = turns(self.turn_count, read.shape[-1], read.device).to(read.dtype)
         return read * signs.view(self.turn_count, *[1] * (read.ndim - 1), -1)
 
     def _table(self, embeddings: Tensor) -> Tensor:

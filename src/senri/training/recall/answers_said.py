@@ -1,6 +1,6 @@
 """What is said at the tokens that are asked for: by the model alone, and with what a memory found, as in use."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,38 +52,27 @@ class AnswersSaid:
         recent = branch.inputs.recent(ids[:, None, :, None].float(), start)[:, -asking_ids.shape[1] :]
         return self._mixer.memory_say.shown(branch.inputs.seen(seen[row, column]), recent[row, column])
 
-    def copied(self, read: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return log-probabilities of what was read, `[tokens, vocabulary]`, and the read turned back; None for a
-        memory that copies no tokens.
-
-        Args:
-            read: `[tokens, heads x value_dim]`.
-        """
-        if not isinstance(self._mixer, CopiedMemory):
-            return None
-        said: tuple[Tensor, Tensor] = self._mixer.memory_codes(read, self._model.model.embed_tokens.weight)
-        return said
-
-    def ending(self, seen: Tensor, copied: tuple[Tensor, Tensor] | None) -> Tensor | None:
-        """Return logits of the end's share, `[tokens, 1]`; None for a memory that ends nothing.
+    def copied(self, seen: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Return log-probabilities of what was read, `[tokens, vocabulary]`, and logits of the end's share,
+        `[tokens, 1]`, or None where nothing ends; None for a memory that copies no tokens.
 
         Args:
             seen: what the memory sees, `[tokens, width]`.
-            copied: of `copied`.
+            read: what it read, `[tokens, heads x value_dim]`.
         """
-        if not isinstance(self._mixer, CopiedMemory) or copied is None:
+        if not isinstance(self._mixer, CopiedMemory):
             return None
         branch: Any = self._mixer.memory
-        return self._mixer.memory_say.ending(branch.inputs.seen(seen), copied[1])
+        said, back = self._mixer.memory_codes(read, self._model.model.embed_tokens.weight)
+        return said, self._mixer.memory_say.ending(branch.inputs.seen(seen), back)
 
     def mixed(
         self,
-        copied: tuple[Tensor, Tensor] | None,
+        copied: tuple[Tensor, Tensor | None] | None,
         pointed: Tensor,
         wanted: Tensor,
         alone: Tensor,
         strengths: Tensor,
-        ending: Tensor | None,
         shown: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """Return log-probabilities of the right tokens, `[tokens]`, where what was found is mixed with what the model
@@ -95,12 +84,12 @@ class AnswersSaid:
             wanted: the right tokens.
             alone: of `alone`.
             strengths: logits of the read strength, `[tokens]`.
-            ending: of `ending`.
             shown: of `shown`.
         """
-        if isinstance(self._mixer, CopiedMemory) and copied is not None:
-            said, strengths = self._mixer.memory_say(copied[0], alone, strengths[:, None], ending, shown)
-            pointed, strengths = said.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), strengths[:, 0]
+        if copied is not None:
+            mixer = cast(CopiedMemory, self._mixer)
+            said, share = mixer.memory_say(copied[0], alone, strengths[:, None], copied[1], shown)
+            pointed, strengths = said.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), share[:, 0]
         return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
 
 

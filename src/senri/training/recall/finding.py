@@ -134,9 +134,9 @@ class Finding(Objective):
         memory: Any = self._mixer.memory
         size = mean_square(read, memory.memory.norm_weight.float(), memory.config.eps)
         pointed = pointer.log_probabilities(self.settings.sharpness, clearness(size, noise))
-        copied = said_of.copied(read.detach())
-        ending = said_of.ending(seen[row, column], copied)
-        mixed = said_of.mixed(copied, pointed.detach(), wanted, alone, strengths, ending, shown)
+        copied = said_of.copied(seen[row, column], read.detach())
+        ending = None if copied is None else copied[1]
+        mixed = said_of.mixed(copied, pointed.detach(), wanted, alone, strengths, shown)
         ends = ~is_text & (wanted == self._end_token)
         is_asked = ~is_text & ~ends & pointer.is_right.any(-1) & (points[row, column] < len(passing))
         of_asked, of_answers = (
