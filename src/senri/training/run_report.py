@@ -18,6 +18,18 @@ from senri.training.three_stage import BASE, METRICS_FILE, TrainingOutcome
 
 _SMOOTHING = 0.9
 _FAINT = 0.25
+_SHARES = {
+    "correct": "right by the read",
+    "met": "nearest key is the right one",
+    "first": "first tokens right by the read",
+    "ended": "of ends said",
+}
+_STRENGTHS = {
+    "kept": "write: answers",
+    "passed": "write: everything else",
+    "asked": "read: before answers",
+    "text": "read: plain text",
+}
 
 
 def write_run_report(outcome: TrainingOutcome, recipe: Recipe, command: Sequence[str]) -> Path:
@@ -33,6 +45,9 @@ def write_run_report(outcome: TrainingOutcome, recipe: Recipe, command: Sequence
         pictures.append(
             Picture("loss", loss_figure(lines), "Loss of each stage against its steps: every step, and smoothed.")
         )
+        if any(name in line for line in lines for name in (*_SHARES, *_STRENGTHS)):
+            about = "What is found, and how strongly the memory writes and reads; means over the last steps."
+            pictures.append(Picture("recall", recall_figure(lines), about))
     if outcome.perplexities:
         bars = bar_figure({"held-out perplexity": outcome.perplexities})
         pictures.append(Picture("perplexity", bars, "Perplexity of held-out text, read as a stream."))
@@ -110,6 +125,33 @@ def loss_figure(lines: Sequence[dict[str, Any]]) -> Figure:
         panel.set_title(stage, loc="left", fontsize=11)
         panel.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
         panel.grid(alpha=0.25)
+    return figure
+
+
+def recall_figure(lines: Sequence[dict[str, Any]]) -> Figure:
+    """Draw what each stage of recall training finds (above), and how strongly it writes and reads (below), smoothed.
+
+    Args:
+        lines: of `metrics.jsonl`.
+    """
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    figure = Figure(figsize=(max(7.5, 4.6 * len(stages)), 7.2), layout="constrained")
+    rows = figure.subplots(2, len(stages), squeeze=False, sharex="col", sharey="row")
+    for row, (measures, what) in zip(rows, ((_SHARES, "share"), (_STRENGTHS, "mean strength")), strict=True):
+        for stage, panel in zip(stages, row, strict=True):
+            for index, (name, label) in enumerate(measures.items()):
+                points = [(line["step"], line[name]) for line in lines if line["stage"] == stage and name in line]
+                steps, values = zip(*points, strict=True) if points else ((), ())
+                panel.plot(steps, _smoothed(values), color=PALETTE[index], linewidth=2, label=label)
+            panel.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+            panel.grid(alpha=0.25)
+        row[0].set_ylabel(what)
+        row[-1].legend(frameon=False, fontsize=8)
+    rows[0, 0].set_ylim(0, 1)
+    rows[1, 0].set_yscale("log")
+    for stage, top, bottom in zip(stages, *rows, strict=True):
+        top.set_title(stage, loc="left", fontsize=11)
+        bottom.set_xlabel("step")
     return figure
 
 
