@@ -9,16 +9,11 @@ from torch import Tensor, nn
 
 from senri.errors import SenriError
 from senri.memory.calibration import whitening_matrix
-from senri.memory.turns import turns
+from senri.memory.turns import by_sign, in_their_best_turns, turns
 
 _BANDWIDTH = 0.5
 """Standard deviation of a frequency, for embeddings with a variance of 1 in every direction: two of them that are more
 than about five apart, as nearly all tokens are, get codes that have nothing in common."""
-
-
-_PRODUCTS = 256
-"""Turned reads that are compared with all codes at once: as many as share one reading of the codes, and few enough that
-their likenesses need no more memory than the head's logits do."""
 
 
 class TokenCodes(nn.Module):
@@ -96,35 +91,26 @@ class TokenCodes(nn.Module):
             read: `[..., width]`.
             embeddings: of all tokens, `[vocabulary, hidden_size]`.
         """
-        table = self._table(embeddings)
-        if self.turn_count == 1:
-            return (self.sharpness.float() * F.linear(F.normalize(read.float(), dim=-1), table)).log_softmax(-1), read
-        turned, likeness, back = self.turned(read.reshape(-1, read.shape[-1])), [], []
-        for some in turned.split(max(_PRODUCTS // self.turn_count, 1), dim=1):
-            each = F.linear(F.normalize(some.float(), dim=-1), table)  # [turns, tokens, vocabulary]
-            likeness.append(each.amax(0))
-            back.append(_chosen(some, each.detach().amax(-1).argmax(0)))
-        found = torch.cat(likeness).view(*read.shape[:-1], -1)
-        return (self.sharpness.float() * found).log_softmax(-1), torch.cat(back).view_as(read)
+        reads = F.normalize(read.float(), dim=-1).view(-1, read.shape[-1])
+        likeness, turn = in_their_best_turns(reads, self._table(embeddings))
+        said = (self.sharpness.float() * likeness).log_softmax(-1).view(*read.shape[:-1], -1)
+        return said, read * turns(self.turn_count, read.shape[-1], read.device)[turn].view_as(read).to(read.dtype)
 
-    def turned(self, read: Tensor) -> Tensor:
-        """Return a read `[..., width]` turned in each way, `[turns, ..., width]`; what was turned so is as it was."""
-        if self.turn_count == 1:
-            return read.unsqueeze(0)
-        signs = turns(self.turn_count, read.shape[-1], read.device).to(read.dtype)
-        return read * signs.view(self.turn_count, *[1] * (read.ndim - 1), -1)
+    def likeness(self, reads: Tensor, codes: Tensor) -> Tensor:
+        """Return products of reads `[tokens, width]` with codes `[codes, width]`, each in its likeliest turn:
+        `[tokens, codes]`.
+        """
+        return in_their_best_turns(reads, by_sign(codes, self.turn_count))[0]
 
     def _table(self, embeddings: Tensor) -> Tensor:
-        """Return the codes of all tokens with a length of 1; kept until something changes."""
+        """Return the codes of all tokens with a length of 1, as `by_sign` has them; kept until something changes."""
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.frequencies.requires_grad):
-            return F.normalize(self.codes(embeddings), dim=-1)
+            return self._codes_by_sign(embeddings)
         parts = (self.frequencies, embeddings)
         made_of = [(part.data_ptr(), part._version, part.dtype, part.device) for part in parts]
         if self._kept is None or self._kept[0] != made_of:
-            self._kept = made_of, F.normalize(self.codes(embeddings), dim=-1).detach()
+            self._kept = made_of, self._codes_by_sign(embeddings).detach()
         return self._kept[1]
 
-
-def _chosen(turned: Tensor, turn: Tensor) -> Tensor:
-    """Return of each token, `[turns, tokens, width]`, what its turn `[tokens]` gives."""
-    return turned.gather(0, turn.view(1, -1, 1).expand(1, -1, turned.shape[-1]))[0]
+    def _codes_by_sign(self, embeddings: Tensor) -> Tensor:
+        return by_sign(F.normalize(self.codes(embeddings), dim=-1), self.turn_count)

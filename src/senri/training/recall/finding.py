@@ -253,7 +253,7 @@ class Finding(Objective):
         if isinstance(self._mixer, CopiedMemory):
             held, where = ids.unique(return_inverse=True)
             first = torch.full_like(held, len(ids)).scatter_reduce(0, where, places, "amin")
-            cosines = (self._mixer.memory_codes.turned(read) @ self._values(held, states).T).amax(0)
+            cosines = self._mixer.memory_codes.likeness(read, self._values(held, states))
             return Pointer(cosines, held == wanted[:, None], added[:, first])
         is_right = (ids == wanted[:, None]) | (places == points[:, None])
         return Pointer(read @ self._values(ids, states).T, is_right, added)
