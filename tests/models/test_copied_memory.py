@@ -61,7 +61,10 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
             assert shown[0].std() > 0.1
             waiting = ids[row, max(position - late + 1, 0) : position + 1].unique()
             waiting = waiting if ends is None else waiting[waiting != 7]
+            before, others = read_says.clone(), torch.arange(len(read_says)) != 7
             read_says[waiting] *= (-shown[0][row, position]).exp()
+            if ends is not None:  # it has the same share of all that was found
+                read_says[7] *= read_says[others].sum() / before[others].sum()
         read_says = read_says / read_says.sum()
         share = (strength[row, position, 0] + 0.7 * read_says.max().log()).sigmoid()
         wanted = share * read_says + (1 - share) * alone[row, position]
