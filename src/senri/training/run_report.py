@@ -46,7 +46,7 @@ def write_run_report(outcome: TrainingOutcome, recipe: Recipe, command: Sequence
             Picture("loss", loss_figure(lines), "Loss of each stage against its steps: every step, and smoothed.")
         )
         if any(name in line for line in lines for name in (*_SHARES, *_STRENGTHS)):
-            about = "What is found, and how strongly the memory writes and reads; means over the last steps."
+            about = "Shares of tokens found, and how strongly the memory writes and reads; means over the last steps."
             pictures.append(Picture("recall", recall_figure(lines), about))
     if outcome.perplexities:
         bars = bar_figure({"held-out perplexity": outcome.perplexities})
@@ -129,15 +129,17 @@ def loss_figure(lines: Sequence[dict[str, Any]]) -> Figure:
 
 
 def recall_figure(lines: Sequence[dict[str, Any]]) -> Figure:
-    """Draw what each stage of recall training finds (above), and how strongly it writes and reads (below), smoothed.
+    """Draw what each stage of recall training finds, and below it how strongly it writes and reads, smoothed.
 
     Args:
-        lines: of `metrics.jsonl`.
+        lines: of `metrics.jsonl`; some have measures of recall.
     """
     stages = list(dict.fromkeys(line["stage"] for line in lines))
-    figure = Figure(figsize=(max(7.5, 4.6 * len(stages)), 7.2), layout="constrained")
-    rows = figure.subplots(2, len(stages), squeeze=False, sharex="col", sharey="row")
-    for row, (measures, what) in zip(rows, ((_SHARES, "share"), (_STRENGTHS, "mean strength")), strict=True):
+    kinds = [(_SHARES, "share"), (_STRENGTHS, "mean strength")]
+    kinds = [(measures, what) for measures, what in kinds if any(measures.keys() & line.keys() for line in lines)]
+    figure = Figure(figsize=(max(7.5, 4.6 * len(stages)), 3.6 * len(kinds)), layout="constrained")
+    rows = figure.subplots(len(kinds), len(stages), squeeze=False, sharex="col", sharey="row")
+    for row, (measures, what) in zip(rows, kinds, strict=True):
         for stage, panel in zip(stages, row, strict=True):
             for index, (name, label) in enumerate(measures.items()):
                 points = [(line["step"], line[name]) for line in lines if line["stage"] == stage and name in line]
@@ -147,9 +149,11 @@ def recall_figure(lines: Sequence[dict[str, Any]]) -> Figure:
             panel.grid(alpha=0.25)
         row[0].set_ylabel(what)
         row[-1].legend(frameon=False, fontsize=8)
-    rows[0, 0].set_ylim(0, 1)
-    rows[1, 0].set_yscale("log")
-    for stage, top, bottom in zip(stages, *rows, strict=True):
+        if measures is _SHARES:
+            row[0].set_ylim(0, 1)
+        elif any(line.get(name, 0) > 0 for line in lines for name in measures):
+            row[0].set_yscale("log")
+    for stage, top, bottom in zip(stages, rows[0], rows[-1], strict=True):
         top.set_title(stage, loc="left", fontsize=11)
         bottom.set_xlabel("step")
     return figure
