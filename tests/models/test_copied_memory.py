@@ -51,20 +51,20 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
         read_says = (6.0 * by_turn.amax(0)).softmax(-1)
         best = int(by_turn.amax(1).argmax())
         turned_back.add(best)
-        if ends is not None:
-            end = memory.memory_say.end(torch.cat([seen[row, position], turned[best]])).sigmoid()
-            assert 0.001 < end < 0.999
-            read_says = read_says * (1 - end)
-            read_says[7] += end[0]
-        read_says = read_says * alone[row, position] ** 0.4
+        by_base = alone[row, position] ** 0.4
+        read_says = read_says * by_base
         if shown is not None:
             assert shown[0].std() > 0.1
             waiting = ids[row, max(position - late + 1, 0) : position + 1].unique()
             waiting = waiting if ends is None else waiting[waiting != 7]
-            before, others = read_says.clone(), torch.arange(len(read_says)) != 7
+            before = read_says.sum()
             read_says[waiting] *= (-shown[0][row, position]).exp()
-            if ends is not None:  # it has the same share of all that was found
-                read_says[7] *= read_says[others].sum() / before[others].sum()
+            read_says *= before / read_says.sum()  # the end's share is of all that was read
+        if ends is not None:
+            end = memory.memory_say.end(torch.cat([seen[row, position], turned[best]])).sigmoid()
+            assert 0.001 < end < 0.999
+            read_says = read_says * (1 - end)
+            read_says[7] += end[0] * by_base[7]
         read_says = read_says / read_says.sum()
         share = (strength[row, position, 0] + 0.7 * read_says.max().log()).sigmoid()
         wanted = share * read_says + (1 - share) * alone[row, position]

@@ -270,11 +270,10 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
             if copied:
                 every, back = said_by_codes(mixer.memory_codes, embed.weight, [x.detach() for x in turned])
                 end = mixer.memory_say.end(torch.cat([branch.inputs.seen(tail[0, place]), back])).sigmoid()
-                every = every * (1 - end) + end * F.one_hot(torch.tensor(END), len(every))
-                every = every * plain**mixer.memory_say.prior
-                rest = torch.arange(len(every)) != END
-                lost = (every * penalty)[rest].sum() / every[rest].sum()
-                every = every * torch.where(rest, penalty, lost)
+                by_base = plain**mixer.memory_say.prior
+                every = every * by_base
+                every = every * penalty * every.sum() / (every * penalty).sum()
+                every = every * (1 - end) + end * by_base * F.one_hot(torch.tensor(END), len(every))
                 every = every / every.sum()
                 said = every[targets[place]]
                 strength = strength + mixer.memory_say.sure * every.max().log()

@@ -91,7 +91,7 @@ class TokenCodes(nn.Module):
             read: `[..., width]`.
             embeddings: of all tokens, `[vocabulary, hidden_size]`.
         """
-        reads = F.normalize(read.float(), dim=-1).view(-1, read.shape[-1])
+        reads = F.normalize(read.float(), dim=-1).reshape(-1, read.shape[-1])
         likeness, turn = in_their_best_turns(reads, self._table(embeddings))
         said = (self.sharpness.float() * likeness).log_softmax(-1).view(*read.shape[:-1], -1)
         return said, read * turns(self.turn_count, read.shape[-1], read.device)[turn].view_as(read).to(read.dtype)

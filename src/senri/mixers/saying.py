@@ -98,30 +98,20 @@ class Saying(nn.Module):
             ending: of `ending`.
             shown: of `shown`.
         """
-        end = None if ending is None else torch.full_like(ending, self.end_token or 0, dtype=torch.long)
-        if ending is not None and end is not None:
-            found = found + F.logsigmoid(-ending.float())
-            ends = torch.logaddexp(found.gather(-1, end), F.logsigmoid(ending.float()))
-            found = found.scatter(-1, end, ends)
-        found = found + self.prior.float() * alone
+        possible = self.prior.float() * alone
+        found = found + possible
         if shown is not None:
             penalty, recent = shown
-            found = _lowered(found, penalty.float() * are_among(recent, found.shape[-1]), end)
+            lowered = found - penalty.float() * are_among(recent, found.shape[-1])
+            # What tokens lose goes to others that were read, not to the end, whose share is of all of them.
+            found = lowered + (found.logsumexp(-1, keepdim=True) - lowered.logsumexp(-1, keepdim=True))
+        if ending is not None:
+            found = found + F.logsigmoid(-ending.float())
+            end = torch.full_like(ending, self.end_token or 0, dtype=torch.long)
+            share = F.logsigmoid(ending.float()) + possible.gather(-1, end)
+            found = found.scatter(-1, end, torch.logaddexp(found.gather(-1, end), share))
         found = found.log_softmax(-1)
         return found, strength + self.sure.float() * found.amax(-1, keepdim=True)
-
-
-def _lowered(found: Tensor, by: Tensor, end: Tensor | None) -> Tensor:
-    """Return logits `[..., vocabulary]` lowered by `by`, which is 0 at the end of text.
-
-    What tokens lose goes to others that were found. So the end `[..., 1]`, whose share is of all of them, is lowered by
-    what they lose together; else an answer would end wherever its next token is one that the window shows.
-    """
-    lowered = found - by
-    if end is None:
-        return lowered
-    before, after = (x.scatter(-1, end, -torch.inf).logsumexp(-1, keepdim=True) for x in (found, lowered))
-    return lowered.scatter_add(-1, end, after - before)
 
 
 def mixture(found: Tensor, alone: Tensor, strength: Tensor) -> Tensor:
