@@ -84,8 +84,12 @@ def small() -> Any:
         {"type": "least_squares", "granularity": "segment", "segment_length": 7},
         {"rule": "linear", "granularity": "segment", "segment_length": 7},
         {"type": "multi", "rule": "delta"},
+        {"write_budget": 30.0},
     ],
-    ids=["plain", "square", "gated", "linear", "unshifted", "copying", "late", "together", "segments", "several"],
+    ids=[
+        *("plain", "square", "gated", "linear", "unshifted", "copying", "late"),
+        *("together", "segments", "several", "budget"),
+    ],
 )
 def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
     # Two layers below the memory see 2 * 16 tokens back: with 40 tokens behind each place, nothing is left out.
@@ -116,9 +120,7 @@ def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
 def test_an_interrupted_reading_goes_on_where_it_was(
     stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = model_with(
-        combine="copy", learned_read_strength=True, look_ahead=3, write_delay=9, write_strength_falls_after=40
-    )
+    model = model_with(combine="copy", learned_read_strength=True, look_ahead=3, write_delay=9, write_budget=8.0)
     tokens = [index * 7 % 250 for index in range(300)]
     readings = [[([7, 8, 9], 0), ([30] * 11, 2)], [([1, 2], 1)], []]
     calls, read, lower = [0], list[int](), SharedReading._lower

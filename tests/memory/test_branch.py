@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from senri.errors import SenriError
 from senri.memory import MemoryBranch, MemoryConfig
+from senri.memory.gates import within_budget
 from senri.memory.input_starts import start_from_whitening
 from senri.memory.short_convolution import ShortConvolution
 
@@ -64,11 +65,11 @@ KINDS = {
     "falling": {
         "segment_length": 4, "projections": "own", "short_convolution": 3, "look_ahead": 2, "token_shift": True,
         "learned_write_strength": True, "convolved_write_strength": True, "write_strength": 0.4,
-        "write_strength_falls_after": 5,
+        "write_budget": 1.2,
     },
     "falling_alone": {
         "segment_length": 4, "projections": "own", "learned_write_strength": True, "write_strength": 0.4,
-        "write_strength_falls_after": 3,
+        "write_budget": 0.9,
     },
     "gated": {"rule": "gated_delta", "projections": "own", "learned_write_strength": True, "write_strength": 0.5},
     "batch": {"scope": "batch", "segment_length": 4, "token_shift": True, "order": "update_then_retrieve"},
@@ -299,30 +300,46 @@ def test_a_write_strength_is_the_larger_of_two_sums_over_the_tokens_around():
 
 
 @pytest.mark.parametrize("kind", ["falling", "falling_alone"])
-def test_odds_of_writing_fall_as_one_by_the_tokens_read(kind):
-    branch, after = build(kind), KINDS[kind]["write_strength_falls_after"]
-    even = MemoryBranch(MemoryConfig(**KINDS[kind] | {"write_strength_falls_after": 0}), HIDDEN, 4, 2, 4, 4).double()
+def test_odds_of_writing_fall_as_the_budget_by_what_was_written(kind):
+    branch, budget = build(kind), KINDS[kind]["write_budget"]
+    even = MemoryBranch(MemoryConfig(**KINDS[kind] | {"write_budget": 0}), HIDDEN, 4, 2, 4, 4).double()
     even.load_state_dict(branch.state_dict())
     hidden, _ = tokens(branch, 2, 12)
+    hidden[1] *= 3  # rows and heads write unlike much
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[0, :4] = mask[1, 6] = False
     with torch.no_grad():
         wanted, _ = even.inputs(hidden, double(even.init_state(2)), None, mask)
         found, state = branch.inputs(hidden, double(branch.init_state(2)), None, mask)
-    assert state["read"].tolist() == [8, 11]
-    for row in range(2):
-        read = 0
+    fallen = 0
+    for row, head in itertools.product(range(2), range(2)):
+        written = 0.0
         for step in range(12):
-            read += int(mask[row, step])
-            odds = wanted.beta[row, :, step] / (1 - wanted.beta[row, :, step]) * min(1, after / max(read, 1))
-            torch.testing.assert_close(found.beta[row, :, step], odds / (1 + odds))
+            beta = float(wanted.beta[row, head, step])
+            written += beta * int(mask[row, step])
+            odds = beta / (1 - beta) * min(1, budget / max(written, budget))
+            fallen += written > 1.5 * budget
+            assert float(found.beta[row, head, step]) == pytest.approx(odds / (1 + odds), abs=1e-12)
+        assert float(state["written"][row, head]) == pytest.approx(written, abs=1e-12)
+    assert fallen > 4
 
 
-def test_a_merged_memory_has_read_what_both_have():
+def test_tokens_that_are_hardly_written_leave_the_budget_to_others():
+    written, budget = torch.zeros(1, 1), 100.0
+    faint, whole = torch.full((1, 1, 1 << 20), 1e-9), torch.full((1, 1, 50), 0.9)
+    _, written = within_budget(faint, written, budget, None)
+    kept, written = within_budget(whole, written, budget, None)
+    torch.testing.assert_close(kept, whole)
+    lowered, _ = within_budget(whole, written + 855.0, budget, None)
+    assert float(lowered[0, 0, 0]) == pytest.approx(0.5, abs=1e-3)  # odds of 9 by a sum of nine budgets
+
+
+def test_a_merged_memory_has_written_what_both_have():
     branch = MemoryBranch(MemoryConfig(**KINDS["falling"]), HIDDEN, 4, 2, 4, 4)
     with torch.no_grad():
         first, second = (branch.write(torch.randn(1, length, HIDDEN), branch.init_state(1)) for length in (7, 9))
-    assert branch.memory.merge([first, second])["read"].tolist() == [16]
+    merged = branch.memory.merge([first, second])["written"]
+    torch.testing.assert_close(merged, first["written"] + second["written"])
 
 
 @pytest.mark.parametrize("around", [1, 2])

@@ -19,7 +19,7 @@ Projections = Literal["shared", "own"]
 Calibration = Literal["none", "whiten"]
 StateOwner = Literal["layer", "shared"]
 
-_OFF_AT_ZERO = ("short_convolution", "look_ahead", "write_delay", "write_strength_falls_after", "clean_every")
+_OFF_AT_ZERO = ("short_convolution", "look_ahead", "write_delay", "write_budget", "clean_every")
 
 
 @dataclass
@@ -76,8 +76,8 @@ class MemoryConfig:
             tokens around, over the taps of the keys' convolution: a sentence is worth keeping as a whole.
         write_strength_around: these sums start as means over a token and so many before it, and behind it; 0: as its
             own. At most `look_ahead`, and fewer than `short_convolution`.
-        write_strength_falls_after: once a row has read so many tokens, the odds of a learned beta fall as 1 / tokens
-            read: what a long text writes would write over what was read early. 0: never.
+        write_budget: once the strengths of all that was written add up to so much, the odds of a learned beta fall as
+            budget / sum: what a long text writes would write over what was read early. 0: they never fall.
         write_strength: beta, or the start of the learned beta; in (0, 1].
         learned_read_strength: how strongly a read is added comes from the hidden state, per head and token; otherwise
             all of it is. Only with `combine: add` and `copy`, which needs it.
@@ -128,7 +128,7 @@ class MemoryConfig:
     learned_write_strength: bool = False
     convolved_write_strength: bool = False
     write_strength_around: int = 0
-    write_strength_falls_after: int = 0
+    write_budget: float = 0.0
     write_strength: float = 1.0
     learned_read_strength: bool = False
     read_strength: float = 0.9
@@ -201,9 +201,9 @@ class MemoryConfig:
                 f"memory.write_strength_around is {around}, but it must be 0, or with memory.convolved_write_strength "
                 f"up to {most} (memory.look_ahead, and below memory.short_convolution)."
             )
-        if self.write_strength_falls_after and not self.learned_write_strength:
+        if self.write_budget and not self.learned_write_strength:
             raise SenriError(
-                "memory.write_strength_falls_after needs a learned strength: set memory.learned_write_strength to true."
+                "memory.write_budget lowers learned strengths: set memory.learned_write_strength to true, or it to 0."
             )
         if self.rule == "gated_delta" and self.decay == 1.0:
             raise SenriError("memory.decay is 1.0, where a learned decay cannot start: take a value below 1.")

@@ -9,7 +9,7 @@ from senri.errors import SenriError
 from senri.memory.base import LayerState
 from senri.memory.channels import channels_last, split_heads
 from senri.memory.config import MemoryConfig
-from senri.memory.gates import logit, strengths
+from senri.memory.gates import logit, strengths, within_budget
 from senri.memory.input_whitening import InputWhitening
 from senri.memory.short_convolution import (
     convolved_dim,
@@ -50,7 +50,8 @@ class MemoryInputs(nn.Module):
     the shift; `late_states` `[batch, late, hidden_size]`, of tokens that are not written yet (with dense channels of
     one more before them); where values are given, `late_values` `[batch, late, channels]` and `late_ids`
     `[batch, late, 1]`, -1 for none; with any delay `begun` `[batch]`, int64: tokens read, as far as they count; where
-    write strengths fall or codes are turned `read` `[batch]`, int64: all tokens read.
+    codes are turned `read` `[batch]`, int64: all tokens read; with a budget of writes `written` `[batch, heads]`: the
+    sum of all write strengths, each as it was before it fell.
     """
 
     def __init__(
@@ -136,14 +137,11 @@ class MemoryInputs(nn.Module):
                 state["late_ids"] = torch.full((batch_size, late, 1), -1.0, device=device)
         if self._unwritten:
             state["begun"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        if self._counts:
+        if self.config.copy_turns > 1:
             state["read"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        if self.config.write_budget:
+            state["written"] = torch.zeros(batch_size, self.num_key_value_heads, device=device)
         return state
-
-    @property
-    def _counts(self) -> bool:
-        """Whether it matters how many tokens were read."""
-        return self.config.write_strength_falls_after > 0 or self.config.copy_turns > 1
 
     @property
     def _unwritten(self) -> int:
@@ -205,11 +203,9 @@ class MemoryInputs(nn.Module):
             k, new["conv_k"] = channels_last(self.conv_k, k, state["conv_k"], mask, due, written, around)
         elif self.config.token_shift:
             k, new["conv_k"] = channels_last(shift_tokens, k, state["conv_k"], mask)
-        places: Tensor | None = None
-        if self._counts:
-            places = _places(state["read"], hidden_states, mask)
+        if self.config.copy_turns > 1:
+            v = v * self._turns(_places(state["read"], hidden_states, mask)).to(v.dtype)
             new["read"] = (state["read"] + more).expand(len(k))
-            v = v if self.config.copy_turns == 1 else v * self._turns(places).to(v.dtype)
         beta = None
         if self.config.learned_write_strength:
             logits = self.beta_proj(due if self.config.convolved_write_strength else written)
@@ -217,7 +213,7 @@ class MemoryInputs(nn.Module):
                 logits = logits if is_due is None else logits * is_due.unsqueeze(-1)
                 past = state["conv_beta"].expand(len(logits), -1, -1)
                 logits, new["conv_beta"] = self.conv_beta(logits.to(past.dtype), past, mask)
-            beta = strengths(logits, None if places is None else self._lowered_by(places))
+            beta = strengths(logits)
         decay = None
         if self.config.rule == "gated_delta":
             decay = strengths(self.decay_proj(written))
@@ -225,6 +221,8 @@ class MemoryInputs(nn.Module):
             beta = k.new_full(k.shape[:3], self.config.write_strength, dtype=torch.float32) if beta is None else beta
             beta = beta * self._is_there(state["begun"], hidden_states, mask, self._unwritten).unsqueeze(1)
             new["begun"] = (state["begun"] + more).clamp(max=self._unwritten).expand(len(k))
+        if beta is not None and self.config.write_budget:
+            beta, new["written"] = within_budget(beta, state["written"], self.config.write_budget, mask)
         return MemoryTokens(None if write_only else q, k, v, beta, decay), new
 
     def queries(self, hidden_states: Tensor, state: LayerState) -> Tensor:
@@ -283,14 +281,6 @@ class MemoryInputs(nn.Module):
     def _is_there(self, begun: Tensor, x: Tensor, mask: Tensor | None, late: int) -> Tensor:
         """Return where rows had a token `late` steps ago, `[batch, seq]`."""
         return _places(begun, x, mask) > late
-
-    def _lowered_by(self, places: Tensor) -> Tensor | None:
-        """Return by how much logits of write strengths are lowered, `[batch, seq]`, of tokens at these places.
-
-        Odds fall as 1 / n, so that a text of any length has but so many strong writes for each time it doubles.
-        """
-        after = self.config.write_strength_falls_after
-        return (places / after).log().clamp(min=0) if after else None
 
     def _turns(self, places: Tensor) -> Tensor:
         """Return the signs of codes that are written at these places, `[batch, heads, seq, value_dim]`."""

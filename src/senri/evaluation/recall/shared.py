@@ -2,9 +2,9 @@
 
 What layers below a memory make of a text is computed once. A sentence that is put in costs them its own tokens and
 those right behind it; what is further behind enters the memory as it would without the sentence. The memory itself is a
-row of a batch for each of these readings, and is written with every token of its own. What this leaves out: tokens
-further behind a sentence than `behind` do not attend to it in the layers below the memory, and where write strengths
-fall with the tokens read, its own are not counted there.
+row of a batch for each of these readings, and is written with every token of its own, as strongly as what it was
+written before leaves. What this leaves out: tokens further behind a sentence than `behind` do not attend to it in the
+layers below the memory, and a memory that turns codes by place counts places without the sentences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -116,12 +116,13 @@ class SharedReading:
         self._model, self._tokens, self._chunk_size = model, tokens, chunk_size
         self.layer, self._branch = memory_of(model)
         self._cache: Any = model.model.adopt(DynamicCache(config=model.config))
+        count = len(readings) + 1  # the last one is the text alone
         self._past = self._branch.inputs.init_state(1, model.device)
-        self._written = self._branch.memory.init_state(
-            len(readings) + 1, model.device
-        )  # the last one is the text alone
+        self._written = self._branch.memory.init_state(count, model.device)
+        if self._branch.config.write_budget:  # each has written as much of it as its own tokens say
+            self._written["written"] = self._past.pop("written").repeat(count, 1)
         self._read_all(self._steps(places, behind + self._branch.config.tokens_late, readings))
-        rows = [{name: x[row : row + 1] for name, x in self._written.items()} for row in range(len(readings) + 1)]
+        rows = [{name: x[row : row + 1] for name, x in self._written.items()} for row in range(count)]
         *self.states, self.alone = [{**row, **self._past} for row in rows]
 
     def _steps(self, places: Sequence[int], behind: int, readings: Sequence[Hidden]) -> list[_Step]:
@@ -189,15 +190,17 @@ class SharedReading:
 
     def _write(self, inputs: Tensor, given: tuple[Tensor, ...] | None, past: LayerState, rows: list[int]) -> LayerState:
         """Write tokens to some rows; return the state of what makes keys and values of them."""
-        made, past = self._branch.inputs(inputs, past, given, write_only=True)
         index = torch.tensor(rows, dtype=torch.long, device=inputs.device)
+        state = {name: x[index] for name, x in self._written.items()}
+        made, past = self._branch.inputs(inputs, {**past, **state}, given, write_only=True)
         tokens = [
             None if x is None else x.expand(len(rows), *x.shape[1:]) for x in (made.k, made.v, made.beta, made.decay)
         ]
         k, v, beta, decay = tokens
         assert k is not None and v is not None
-        state = {name: x[index] for name, x in self._written.items()}
-        state = self._branch.memory.write(k, v, state, beta, decay)
+        counted = {name: past.pop(name) for name in state if name in past}
+        memory_state = {name: x for name, x in state.items() if name not in counted}
+        state = {**self._branch.memory.write(k, v, memory_state, beta, decay), **counted}
         self._written = {name: x.index_copy(0, index, state[name]) for name, x in self._written.items()}
         return past
 
