@@ -30,6 +30,19 @@ def test_inspect_shows_every_head_and_writes_a_picture(senri, read_session, tmp_
     assert (out / "memory.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_inspect_shows_how_much_of_a_budget_was_written(senri, read_session, tmp_path, capsys):
+    assert senri("memory", "inspect", read_session) == 0
+    assert "written" not in capsys.readouterr().out
+    state, counted = MemoryState.load(read_session), tmp_path / "counted.senri"
+    for layer in state.layers.values():
+        heads = layer["M"].shape[1]
+        layer["written"] = 7000.0 + torch.arange(float(heads)).unsqueeze(0)
+    state.save(counted)
+    assert senri("memory", "inspect", counted) == 0
+    shown = capsys.readouterr().out
+    assert "written" in shown and all(str(7000 + head) in shown for head in range(heads))
+
+
 def test_diff_of_a_file_with_itself_is_zero(senri, read_session, second_session, tmp_path, capsys):
     out = tmp_path / "look"
     assert senri("memory", "diff", read_session, read_session, "--out", out) == 0

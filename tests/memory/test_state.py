@@ -105,6 +105,9 @@ def test_inspect_knows_norms_and_ranks():
     assert full.singular_values == pytest.approx((3.0, 3.0))
     assert full.z_norm == pytest.approx(2.0)
     assert empty.effective_rank == empty.norm == 0.0
+    assert full.written is None
+    rows = MemoryState({7: {**state, "written": torch.tensor([[12.5, 0.25]])}}, HEADER).inspect()
+    assert [row.written for row in rows] == [12.5, 0.25]
 
 
 def test_names_in_files():

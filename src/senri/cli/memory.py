@@ -26,11 +26,13 @@ def inspect(session: Path, *, out: Path | None = None) -> None:
     rows = state.inspect()
     header = state.header
     print(f"{session}: {header.tokens_read:,} tokens read by {header.base or 'a model'}, rule {header.rule}.")
-    table = table_of("layer", "head", "norm", "effective\nrank", "largest singular values")
+    counted = ["written"] if any(row.written is not None for row in rows) else []
+    table = table_of("layer", "head", "norm", *counted, "effective\nrank", "largest singular values")
     for row in rows:
         # a longer name of the head leaves room for fewer numbers in a terminal of 80 columns
         largest = "  ".join(map(_short, row.singular_values if row.part is None else row.singular_values[:4]))
-        table.add_row(str(row.layer), _head(row), _short(row.norm), f"{row.effective_rank:.1f}", largest)
+        sums = [] if row.written is None else [f"{row.written:.0f}"]
+        table.add_row(str(row.layer), _head(row), _short(row.norm), *sums, f"{row.effective_rank:.1f}", largest)
     show(table)
     if out is not None:
         found = {index: matrices(tensors) for index, tensors in state.layers.items()}

@@ -26,6 +26,7 @@ class HeadRow:
         singular_values: the largest ones, descending.
         z_norm: Euclidean norm of z; None without z.
         tokens: tokens this row has read.
+        written: sum of the head's write strengths, before they fell; None without `memory.write_budget`.
     """
 
     layer: int
@@ -37,6 +38,7 @@ class HeadRow:
     singular_values: tuple[float, ...]
     z_norm: float | None
     tokens: int
+    written: float | None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def head_rows(layers: Mapping[int, LayerState], singular_values: int) -> list[He
         ranks = torch.special.entr(shares).sum(dim=-1).exp() * (values[..., 0] > 0)
         z_norms = to_dense(state)["z"].detach().double().norm(dim=-1).view(matrix.shape[:3]) if "z" in state else None
         counts = state["count"].expand(values.shape[0])
+        written = state["written"].expand(values.shape[0], -1) if "written" in state else None
         for place in _places(values[..., 0] > 0):
             row, head, part = place
             rows.append(
@@ -97,6 +100,7 @@ def head_rows(layers: Mapping[int, LayerState], singular_values: int) -> list[He
                     singular_values=tuple(values[place][:singular_values].tolist()),
                     z_norm=None if z_norms is None else float(z_norms[place]),
                     tokens=int(counts[row]),
+                    written=None if written is None else float(written[row, head]),
                 )
             )
     return rows
