@@ -388,6 +388,16 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     )
 
 
+def test_a_budget_of_writes_is_not_spent_in_training(finding_batches: Any) -> None:
+    model, tight = copying(), copying(write_budget=0.01)
+    tight.load_state_dict(model.state_dict())
+    batches = finding_batches()
+    batch = batches([{"number": 0}])
+    one, other = (objective(each, batches)(**batch) for each in (model, tight))
+    assert all(torch.allclose(one[name], figure, rtol=1e-4) for name, figure in other.items())
+    assert_same(gradients(model, one["loss"]), gradients(tight, other["loss"]), 1e-4)
+
+
 @pytest.mark.parametrize("combine", ["add", "copy"])
 def test_queries_meet_their_keys_before_there_is_a_memory(
     finding_batches: Any, model: SenriForCausalLM, combine: str

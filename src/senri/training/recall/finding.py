@@ -17,6 +17,7 @@ the query (InfoNCE, van den Oord et al. 2018, arXiv 1807.03748, equation 4). Thi
 which one it is, however little of it a read shows. Many facts of one kind in one text are what it learns most from.
 """
 
+import math
 from dataclasses import replace
 from typing import Any, cast
 
@@ -183,10 +184,16 @@ class Finding(Objective):
         return read.flatten(2), self._mixer.memory_read.logits(read.detach(), branch.inputs.seen(seen)).mean(-1)
 
     def _inputs(self, states: Tensor, ids: Tensor) -> tuple[Any, LayerState]:
-        """Return what a memory writes of a text, and the state of what makes it."""
+        """Return what a memory writes of a text, and the state of what makes it.
+
+        Strengths are taken before a budget of writes lowers them: what more text would cost, `times_longer` teaches,
+        and to hear what is written faintly, `fainter`.
+        """
         branch: Any = self._mixer.memory
         given = given_values(self._mixer, self.model.model.embed_tokens(ids), ids)
         start = branch.inputs.init_state(1, states.device)
+        if "written" in start:
+            start["written"].fill_(-math.inf)
         made: tuple[Any, LayerState] = branch.inputs(self._seen(states, ids), start, given, write_only=True)
         return made
 
