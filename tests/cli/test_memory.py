@@ -41,6 +41,12 @@ def test_inspect_shows_how_much_of_a_budget_was_written(senri, read_session, tmp
     assert senri("memory", "inspect", counted) == 0
     shown = capsys.readouterr().out
     assert "written" in shown and all(str(7000 + head) in shown for head in range(heads))
+    state.layers[9] = {name: x for name, x in layer.items() if name != "written"}  # layers may differ
+    state.save(counted)
+    assert senri("memory", "inspect", counted) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert {line.split("│")[4].strip() for line in rows if line.split("│")[1].strip() == "9"} == {""}
+    assert len({line.count("│") for line in rows}) == 1
 
 
 def test_diff_of_a_file_with_itself_is_zero(senri, read_session, second_session, tmp_path, capsys):

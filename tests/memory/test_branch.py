@@ -317,7 +317,7 @@ def test_odds_of_writing_fall_as_the_budget_by_what_was_written(kind):
         for step in range(12):
             beta = float(wanted.beta[row, head, step])
             written += beta * int(mask[row, step])
-            odds = beta / (1 - beta) * min(1, budget / max(written, budget))
+            odds = beta / (1 - beta) * budget / max(written, budget)
             fallen += written > 1.5 * budget
             assert float(found.beta[row, head, step]) == pytest.approx(odds / (1 + odds), abs=1e-12)
         assert float(state["written"][row, head]) == pytest.approx(written, abs=1e-12)

@@ -31,7 +31,7 @@ def inspect(session: Path, *, out: Path | None = None) -> None:
     for row in rows:
         # a longer name of the head leaves room for fewer numbers in a terminal of 80 columns
         largest = "  ".join(map(_short, row.singular_values if row.part is None else row.singular_values[:4]))
-        sums = [] if row.written is None else [f"{row.written:.0f}"]
+        sums = ["" if row.written is None else f"{row.written:.0f}"][: len(counted)]
         table.add_row(str(row.layer), _head(row), _short(row.norm), *sums, f"{row.effective_rank:.1f}", largest)
     show(table)
     if out is not None:
