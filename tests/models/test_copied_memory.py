@@ -12,6 +12,7 @@ from senri.errors import SenriError
 from senri.memory import MemoryConfig
 from senri.memory.token_codes import TokenCodes
 from senri.memory.turns import turns
+from senri.mixers.saying import Saying
 from senri.models import SenriForCausalLM
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -30,6 +31,9 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
     memory, found = model.model.layers[1].self_attn, []
     memory.memory_say.sure.fill_(0.7)
     memory.memory_say.prior.fill_(0.4)
+    if memory.memory_say.followed is not None:
+        memory.memory_say.followed.weight.fill_(-9.0)
+        memory.memory_say.followed.bias.fill_(3.0)
     memory.register_forward_hook(lambda module, _args, _out: found.append(module.found))
     said = model(ids).logits
     (read, strength, seen, shown), embeddings = found[0], model.model.embed_tokens.weight
@@ -39,7 +43,7 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
         alone = model(ids).logits.softmax(-1)
     phases = [memory.memory_codes.frequencies @ embedding for embedding in embeddings]
     codes = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
-    half, turned_back = len(codes[0]) // 2, set()
+    half, turned_back, shares = len(codes[0]) // 2, set(), list[float]()
     for row, position in ((0, 0), (0, 28), (1, 7), (1, 20)):
         turned = [
             read[row, position] * torch.tensor([(-1.0) ** (turn & (at % half)).bit_count() for at in range(2 * half)])
@@ -58,7 +62,15 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
             waiting = ids[row, max(position - late + 1, 0) : position + 1].unique()
             waiting = waiting if ends is None else waiting[waiting != 7]
             before = read_says.sum()
-            read_says[waiting] *= (-shown[0][row, position]).exp()
+            lowered = shown[0][row, position]
+            for token in waiting.tolist():
+                share = torch.ones(1)
+                if turn_count > 1:  # what stands behind it takes some of that off
+                    after = by_turn[(int(by_turn[:, token].argmax()) + 1) % turn_count]
+                    others = [one for one in range(len(codes)) if one not in waiting]
+                    share = (-9.0 * after[others].max() + 3.0).sigmoid()
+                    shares.append(float(share))
+                read_says[token] *= (-lowered * share)[0].exp()
             read_says *= before / read_says.sum()  # the end's share is of all that was read
         if ends is not None:
             end = memory.memory_say.end(torch.cat([seen[row, position], turned[best]])).sigmoid()
@@ -69,7 +81,7 @@ def test_the_head_says_a_mixture_of_the_model_and_of_what_was_read(
         share = (strength[row, position, 0] + 0.7 * read_says.max().log()).sigmoid()
         wanted = share * read_says + (1 - share) * alone[row, position]
         torch.testing.assert_close(said[row, position].exp(), wanted, **TOLERANCE)
-    assert turn_count == 1 or len(turned_back) > 1
+    assert turn_count == 1 or (len(turned_back) > 1 and max(shares) - min(shares) > 0.1)
 
 
 @torch.no_grad()
@@ -145,10 +157,34 @@ def test_codes_of_tokens_have_nothing_in_common() -> None:
     likeness = values @ values.T / 256
     assert likeness.fill_diagonal_(0).abs().max() < 0.4 and likeness.abs().mean() < 0.06
     read = 0.3 * values[7] + 0.25 * values[8] + 0.1 * values[9:40].sum(0) / 31**0.5
-    said, back = codes(read, embeddings)
+    said, back, _ = codes(read, embeddings)
     assert said.argmax() == 7
     assert torch.equal(back, read)
     torch.testing.assert_close(said.exp().sum(-1), torch.tensor(1.0))
+
+
+@torch.no_grad()
+def test_a_word_of_the_question_is_said_where_something_else_follows_it() -> None:
+    """Both were read, as was a third token; the first of them is in the question."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(50, 64, generator=generator)
+    codes, saying = TokenCodes(64, 256, 28.0, 1.0, turn_count=8), Saying(0.2, 16, 256, None, waits=True, turns=True)
+    assert saying.followed is not None
+    values, signs, alone = codes.codes(embeddings), turns(8, 256), torch.zeros(1, 50)
+    first, follows, other = values[4] * signs[7], values[9] * signs[0], values[30] * signs[3]
+    read = (0.5 * first + 0.45 * follows + 0.4 * other)[None]
+
+    def said(*question: int) -> int:
+        recent = torch.tensor([[*question, -1]])
+        found, _, behind = codes(read, embeddings, recent)
+        shown = (torch.full((1, 1), 5.0), recent)
+        return int(saying(found, alone, torch.zeros(1, 1), None, shown, behind)[0].argmax())
+
+    assert (said(), said(4), said(4, 9)) == (4, 9, 30), "before it is learnt, the question's words are said less"
+    saying.followed.weight.fill_(-40.0)
+    saying.followed.bias.fill_(11.0)
+    assert said(4) == 4
+    assert said(4, 9) == 30, "what follows is the question's as well"
 
 
 @torch.no_grad()
@@ -162,7 +198,7 @@ def test_equal_tokens_in_several_places_do_not_add_up() -> None:
     torch.testing.assert_close(of_one @ of_one.T, 256 * torch.eye(8), atol=1e-3, rtol=0)  # all are orthogonal
     tokens, shares = torch.tensor([7, 7, 7, 7, 9]), torch.tensor([0.3, 0.3, 0.3, 0.3, 0.5])
     read = (shares[:, None] * signs * values[tokens]).sum(0)
-    said, back = codes(read[None], embeddings)
+    said, back, _ = codes(read[None], embeddings)
     assert said.argmax() == 9
     torch.testing.assert_close(back[0], read * signs[4])
     unturned = (shares[:, None] * values[tokens]).sum(0)

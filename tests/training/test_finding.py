@@ -228,7 +228,8 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 so_far = torch.cat([batch["before"][row], batch["asking_ids"][row, : place + 1]])
                 shown = so_far[-ahead:].unique()
                 shown = shown[shown != END]
-                penalty[shown] = (-mixer.memory_say.repetition(branch.inputs.seen(tail[0, place]))).exp()
+                lowered = mixer.memory_say.repetition(branch.inputs.seen(tail[0, place]))
+                penalty[shown] = (-lowered).exp()
             eps = branch.config.eps
             products = torch.stack(
                 [unit(key, eps) @ unit(asked, eps) for asked, key in zip(q[0, :, place], keys, strict=True)]
@@ -272,6 +273,13 @@ def slow_loss(model: SenriForCausalLM, batch: dict[str, torch.Tensor], sharpness
                 end = mixer.memory_say.end(torch.cat([branch.inputs.seen(tail[0, place]), back])).sigmoid()
                 by_base = plain**mixer.memory_say.prior
                 every = every * by_base
+                if ahead and branch.config.copy_turns > 1:  # what stands behind a token takes some of that off
+                    each = in_each_turn(mixer.memory_codes, embed.weight, [x.detach() for x in turned])
+                    others = [token for token in range(len(plain)) if token not in shown]
+                    after = each[:, others].amax(-1)[(each[:, shown].argmax(0) + 1) % len(turned)]
+                    follow = mixer.memory_say.followed
+                    share = (follow.weight[0] * after.detach() + follow.bias).sigmoid()
+                    penalty = penalty.index_copy(0, shown, (-lowered * share).exp())
                 every = every * penalty * every.sum() / (every * penalty).sum()
                 every = every * (1 - end) + end * by_base * F.one_hot(torch.tensor(END), len(every))
                 every = every / every.sum()
@@ -326,13 +334,18 @@ def in_every_turn(read: torch.Tensor, count: int) -> list[torch.Tensor]:
     ]
 
 
+def in_each_turn(codes: Any, embeddings: torch.Tensor, turned: list[torch.Tensor]) -> torch.Tensor:
+    """Return how like each token's code the turned reads are, `[turns, vocabulary]`."""
+    phases = [codes.frequencies @ one for one in embeddings.detach()]
+    each = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
+    return torch.stack([torch.stack([F.cosine_similarity(read, code, dim=0) for code in each]) for read in turned])
+
+
 def said_by_codes(
     codes: Any, embeddings: torch.Tensor, turned: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the probability of each token, and the turned read that is most like one."""
-    phases = [codes.frequencies @ one for one in embeddings.detach()]
-    each = [torch.cat([phase.cos(), phase.sin()]) for phase in phases]
-    likeness = torch.stack([torch.stack([F.cosine_similarity(read, code, dim=0) for code in each]) for read in turned])
+    likeness = in_each_turn(codes, embeddings, turned)
     return likeness.amax(0).mul(codes.sharpness).softmax(0), turned[int(likeness.amax(1).argmax())]
 
 
@@ -367,6 +380,8 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     double = copy.deepcopy(model).double()
     if "waits" in combine:  # strengths must see what projections see
         torch.nn.init.normal_(double.model.layers[RECALL_LAYER].self_attn.memory_say.repetition.weight, std=0.3)
+        torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.followed.weight, -9.0)
+        torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.followed.bias, 3.0)
         torch.nn.init.normal_(double.model.layers[RECALL_LAYER].self_attn.memory.inputs.whitening.weight, std=0.2)
     if combine != "add":
         torch.nn.init.constant_(double.model.layers[RECALL_LAYER].self_attn.memory_say.sure, 0.6)
@@ -461,13 +476,13 @@ def test_only_what_finds_is_trained(model: SenriForCausalLM) -> None:
 
 
 def test_only_what_says_a_read_learns_to_be_heard() -> None:
-    model = copying(look_ahead=3, write_delay=2)
+    model = copying(look_ahead=3, write_delay=2, copy_turns=4)
     choose_trained(model, "hearing")
     prefix = f"model.layers.{RECALL_LAYER}.self_attn."
     assert {name.removeprefix(prefix) for name in trained_names(model)} == {
         *("memory_read.proj.weight", "memory_read.proj.bias", "memory_read.found", "memory_codes.sharpness"),
         *(f"memory_say.{name}" for name in ("sure", "prior", "end.weight", "end.bias")),
-        *("memory_say.repetition.weight", "memory_say.repetition.bias"),
+        *(f"memory_say.{name}.{kind}" for name in ("repetition", "followed") for kind in ("weight", "bias")),
     }
 
 

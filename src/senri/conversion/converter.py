@@ -160,6 +160,9 @@ def _how_created(config: SenriConfig, report: Mapping[str, Any] | None) -> dict[
             how["memory_say.repetition.weight"] = how["memory_say.repetition.bias"] = (
                 "zeros: what it says does not yet go by what the window shows"
             )
+        if memory.tokens_late and memory.copy_turns > 1:
+            how["memory_say.followed.weight"] = "zeros"
+            how["memory_say.followed.bias"] = "nor by what stands behind that"
         if config.end_token is not None:
             how["memory_say.end.weight"], how["memory_say.end.bias"] = "zeros", "hardly any answer ends yet"
         how["memory_say.sure"] = "zeros: strength does not yet go by how sure a read is"

@@ -81,8 +81,11 @@ class TokenCodes(nn.Module):
             phases = F.linear(embeddings.detach().float(), self.frequencies.float())
         return math.sqrt(2) * torch.cat([phases.cos(), phases.sin()], dim=-1)
 
-    def forward(self, read: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities of tokens, `[..., vocabulary]` in float32, and the read turned back.
+    def forward(
+        self, read: Tensor, embeddings: Tensor, shown: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return log-probabilities of tokens, `[..., vocabulary]` in float32, the read turned back, and how like it is
+        to what was written right behind each token that is shown, `[..., shown]` (of `in_their_best_turns`).
 
         A token is as likely as the one of its turns is that is most like the read. Where equal tokens were written in
         several places, the read is like each of them and not like their sum; turned back it is as the likeliest was.
@@ -90,11 +93,14 @@ class TokenCodes(nn.Module):
         Args:
             read: `[..., width]`.
             embeddings: of all tokens, `[vocabulary, hidden_size]`.
+            shown: tokens, `[..., shown]`, -1 for none; None where nobody asks what was written behind them.
         """
         reads = F.normalize(read.float(), dim=-1).reshape(-1, read.shape[-1])
-        likeness, turn = in_their_best_turns(reads, self._table(embeddings))
+        asked = None if shown is None else shown.long().reshape(len(reads), -1)
+        likeness, turn, behind = in_their_best_turns(reads, self._table(embeddings), asked)
         said = (self.sharpness.float() * likeness).log_softmax(-1).view(*read.shape[:-1], -1)
-        return said, read * turns(self.turn_count, read.shape[-1], read.device)[turn].view_as(read).to(read.dtype)
+        back = read * turns(self.turn_count, read.shape[-1], read.device)[turn].view_as(read).to(read.dtype)
+        return said, back, None if behind is None else behind.view(*read.shape[:-1], -1)
 
     def likeness(self, reads: Tensor, codes: Tensor) -> Tensor:
         """Return products of reads `[tokens, width]` with codes `[codes, width]`, each in its likeliest turn:

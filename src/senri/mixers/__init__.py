@@ -5,7 +5,7 @@ from typing import Any
 from senri.mixers.added_memory import AddedMemory, ReadStrength
 from senri.mixers.copied_memory import CopiedMemory, given_values, seen_by_memory
 from senri.mixers.memory_alone import MemoryAlone
-from senri.mixers.saying import Saying, are_among, mixture
+from senri.mixers.saying import Saying, mixture
 from senri.mixers.sink import AttentionSink
 from senri.mixers.softmax import SenriMixer, SoftmaxAttention
 from senri.mixers.window_memory import MemoryGate, WindowMemory
@@ -21,7 +21,6 @@ __all__ = [
     "SenriMixer",
     "SoftmaxAttention",
     "WindowMemory",
-    "are_among",
     "build_mixer",
     "given_values",
     "mixture",

@@ -89,7 +89,8 @@ class CopiedMemory(SoftmaxAttention):
         scale = config.initializer_range
         self.memory_codes = TokenCodes(config.hidden_size, width, memory.copy_sharpness, scale, memory.copy_turns)
         waits = isinstance(self.memory, MemoryBranch) and memory.tokens_late > 0
-        self.memory_say = Saying(memory.copy_prior, sizes["hidden_size"], width, config.end_token, waits)
+        turns = memory.copy_turns > 1
+        self.memory_say = Saying(memory.copy_prior, sizes["hidden_size"], width, config.end_token, waits, turns)
         self.found: Found | None = None
 
     def forward(
@@ -171,7 +172,8 @@ class CopiedMemory(SoftmaxAttention):
             )
         found = found.kept(logits_to_keep)
         alone = logits.float().log_softmax(-1)
-        said, read = self.memory_codes(found.read, embeddings)
+        recent = None if found.shown is None else found.shown[1]
+        said, read, behind = self.memory_codes(found.read, embeddings, recent)
         ending = self.memory_say.ending(found.seen, read)
-        copied, strength = self.memory_say(said, alone, found.strength.float(), ending, found.shown)
+        copied, strength = self.memory_say(said, alone, found.strength.float(), ending, found.shown, behind)
         return mixture(copied, alone, strength).to(logits.dtype)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_HARDLY_ENDS = -7.0
-"""Logit of the end's share before it is learnt: one token of a thousand."""
+_HARDLY = -7.0
+"""Logit of a share that is not learnt yet, the end's or that which what follows takes off a penalty: one in a thousand.
+"""
 
 
 class Saying(nn.Module):
@@ -20,6 +21,9 @@ class Saying(nn.Module):
     A question names what it is about, and the text names it where the answer stands. So tokens that the window shows
     are said less, as by a repetition penalty (Keskar et al. 2019, arXiv 1909.05858, section 4.1), but only of the
     memory's and by as much as a state says: an answer has none of the question's words, and a number its digits again.
+    But many answers begin with a word that every question has ("the", "in"). Where codes are turned by their places, a
+    read says what stands right behind each token that it found. If that is none that the window shows, an answer may
+    begin there, and the token loses the less, the more clearly it was read.
 
     A text goes on where an answer ends, so that no read says the end. A state and what was read there do: the memory
     gives the end of text a share of what it says, whichever of the tokens that it found the window shows.
@@ -30,29 +34,36 @@ class Saying(nn.Module):
         width: of a read.
         end_token: that ends an answer; None for none.
         waits: whether the window shows tokens that are not written yet.
+        turns: whether codes are turned by their places.
     """
 
-    def __init__(self, prior: float, hidden_size: int, width: int, end_token: int | None, waits: bool) -> None:
+    def __init__(
+        self, prior: float, hidden_size: int, width: int, end_token: int | None, waits: bool, turns: bool
+    ) -> None:
         super().__init__()
         self.start, self.end_token = prior, end_token
         self.prior = nn.Parameter(torch.empty(1))
         self.sure = nn.Parameter(torch.empty(1))
         self.end = None if end_token is None else nn.Linear(hidden_size + width, 1)
         self.repetition = nn.Linear(hidden_size, 1) if waits else None
+        self.followed = nn.Linear(1, 1) if waits and turns else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the power to its start; how strongly the memory is heard does not go by how sure it is, nor what it says
-        by what the window shows, and hardly anything ends.
+        by what the window shows or what stands behind that, and hardly anything ends.
         """
         nn.init.constant_(self.prior, self.start)
         nn.init.zeros_(self.sure)
         if self.repetition is not None:
             nn.init.zeros_(self.repetition.weight)
             nn.init.zeros_(self.repetition.bias)
+        if self.followed is not None:
+            nn.init.zeros_(self.followed.weight)
+            nn.init.constant_(self.followed.bias, -_HARDLY)
         if self.end is not None:
             nn.init.zeros_(self.end.weight)
-            nn.init.constant_(self.end.bias, _HARDLY_ENDS)
+            nn.init.constant_(self.end.bias, _HARDLY)
 
     def shown(self, seen: Tensor, recent: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return by how much log-probabilities of tokens that the window shows are lowered, `[..., 1]`, and these; None
@@ -86,6 +97,7 @@ class Saying(nn.Module):
         strength: Tensor,
         ending: Tensor | None,
         shown: tuple[Tensor, Tensor] | None,
+        behind: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return what the memory says where the model speaks, and the logit of its share.
 
@@ -97,12 +109,12 @@ class Saying(nn.Module):
             strength: logits of the share `[..., 1]`, from the hidden state and the size of the read.
             ending: of `ending`.
             shown: of `shown`.
+            behind: how like the read what stands behind each of these is, `[..., late]`; None where codes do not turn.
         """
         possible = self.prior.float() * alone
         found = found + possible
         if shown is not None:
-            penalty, recent = shown
-            lowered = found - penalty.float() * are_among(recent, found.shape[-1])
+            lowered = found - self._lowered(*shown, behind, found.shape[-1])
             # What tokens lose goes to others that were read, not to the end, whose share is of all of them.
             found = lowered + (found.logsumexp(-1, keepdim=True) - lowered.logsumexp(-1, keepdim=True))
         if ending is not None:
@@ -113,18 +125,17 @@ class Saying(nn.Module):
         found = found.log_softmax(-1)
         return found, strength + self.sure.float() * found.amax(-1, keepdim=True)
 
+    def _lowered(self, penalty: Tensor, recent: Tensor, behind: Tensor | None, vocabulary: int) -> Tensor:
+        """Return by how much each token is lowered, `[..., vocabulary]`."""
+        penalty = penalty.float().expand(recent.shape)
+        if self.followed is not None and behind is not None:
+            weight, bias = self.followed.weight[0].float(), self.followed.bias.float()
+            penalty = penalty * torch.sigmoid(weight * behind + bias)
+        none = penalty.new_zeros(*recent.shape[:-1], vocabulary + 1)  # the last one is for -1
+        places = recent.long() % (vocabulary + 1)
+        return none.scatter_reduce(-1, places, penalty, "mean", include_self=False)[..., :-1]
+
 
 def mixture(found: Tensor, alone: Tensor, strength: Tensor) -> Tensor:
     """Return log-probabilities of a mixture in which `found` has the share sigmoid(`strength`)."""
     return torch.logaddexp(F.logsigmoid(strength) + found, F.logsigmoid(-strength) + alone)
-
-
-def are_among(tokens: Tensor, vocabulary: int) -> Tensor:
-    """Return which tokens of a vocabulary are among some, `[..., vocabulary]` bool.
-
-    Args:
-        tokens: `[..., count]`, whole numbers; -1 is none.
-        vocabulary: its size.
-    """
-    among = torch.zeros(*tokens.shape[:-1], vocabulary + 1, dtype=torch.bool, device=tokens.device)
-    return among.scatter_(-1, tokens.long() % (vocabulary + 1), True)[..., :-1]  # -1 is the one that is cut off

@@ -5,7 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from senri.mixers import AddedMemory, CopiedMemory, are_among, mixture
+from senri.memory.turns import are_among
+from senri.mixers import AddedMemory, CopiedMemory, mixture
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.recall.pointing import NOWHERE
 
@@ -52,23 +53,28 @@ class AnswersSaid:
         recent = branch.inputs.recent(ids[:, None, :, None].float(), start)[:, -asking_ids.shape[1] :]
         return self._mixer.memory_say.shown(branch.inputs.seen(seen[row, column]), recent[row, column])
 
-    def copied(self, seen: Tensor, read: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Return log-probabilities of what was read, `[tokens, vocabulary]`, and logits of the end's share,
-        `[tokens, 1]`, or None where nothing ends; None for a memory that copies no tokens.
+    def copied(
+        self, seen: Tensor, read: Tensor, shown: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        """Return log-probabilities of what was read, `[tokens, vocabulary]`, logits of the end's share, `[tokens, 1]`,
+        or None where nothing ends, and what stands behind tokens that are shown, of `TokenCodes`; None for a memory
+        that copies no tokens.
 
         Args:
             seen: what the memory sees, `[tokens, width]`.
             read: what it read, `[tokens, heads x value_dim]`.
+            shown: of `shown`.
         """
         if not isinstance(self._mixer, CopiedMemory):
             return None
         branch: Any = self._mixer.memory
-        said, back = self._mixer.memory_codes(read, self._model.model.embed_tokens.weight)
-        return said, self._mixer.memory_say.ending(branch.inputs.seen(seen), back)
+        recent = None if shown is None else shown[1]
+        said, back, behind = self._mixer.memory_codes(read, self._model.model.embed_tokens.weight, recent)
+        return said, self._mixer.memory_say.ending(branch.inputs.seen(seen), back), behind
 
     def mixed(
         self,
-        copied: tuple[Tensor, Tensor | None] | None,
+        copied: tuple[Tensor, Tensor | None, Tensor | None] | None,
         pointed: Tensor,
         wanted: Tensor,
         alone: Tensor,
@@ -88,7 +94,8 @@ class AnswersSaid:
         """
         if copied is not None:
             mixer = cast(CopiedMemory, self._mixer)
-            said, share = mixer.memory_say(copied[0], alone, strengths[:, None], copied[1], shown)
+            told, ending, behind = copied
+            said, share = mixer.memory_say(told, alone, strengths[:, None], ending, shown, behind)
             pointed, strengths = said.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), share[:, 0]
         return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
 

@@ -135,7 +135,7 @@ class Finding(Objective):
         memory: Any = self._mixer.memory
         size = mean_square(read, memory.memory.norm_weight.float(), memory.config.eps)
         pointed = pointer.log_probabilities(self.settings.sharpness, clearness(size, noise))
-        copied = said_of.copied(seen[row, column], read.detach())
+        copied = said_of.copied(seen[row, column], read.detach(), shown)
         ending = None if copied is None else copied[1]
         mixed = said_of.mixed(copied, pointed.detach(), wanted, alone, strengths, shown)
         ends = ~is_text & (wanted == self._end_token)
