@@ -86,7 +86,7 @@ def in_their_best_turns(
             own = (signs @ own.flatten(1)).view_as(own)
             behind.append(top.T.gather(1, (own.argmax(0) + 1) % count))
             # The read's own turn is that of any code, also of those that were left out.
-            top = torch.maximum(top, own.masked_fill(left_out < 0, -math.inf).amax(-1)) if own.shape[-1] else top
+            top = torch.maximum(top, own.masked_fill(left_out < 0, -math.inf).amax(-1))
         likeness.append(torch.cat(row, dim=-1))
         best.append(top.argmax(0))
     return torch.cat(likeness), torch.cat(best), torch.cat(behind) if behind else None
