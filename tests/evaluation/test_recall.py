@@ -12,6 +12,7 @@ from senri.data import chunks
 from senri.errors import SenriError
 from senri.evaluation import Subject, default_settings, run_units
 from senri.evaluation.recall import RecallTask, recall_outcome, recall_units
+from senri.evaluation.recall.question import SharedQuestion
 from senri.evaluation.recall.samples import make_recall_sample
 from senri.evaluation.recall.shared import SharedReading
 from senri.evaluation.recall.units import CONDITIONS, IN_WINDOW, MEMORY, OTHER_SAMPLE, WINDOW_ONLY
@@ -49,7 +50,11 @@ def model_with(layers: int = 3, memory_layers: tuple[int, ...] = (2,), **memory:
         memory={**MEMORY_OF, **memory},
         eos_token_id=256,
     )
-    return SenriForCausalLM(config).eval()
+    model = SenriForCausalLM(config).eval()
+    for layer in memory_layers:  # an added memory starts unheard
+        if config.memory["combine"] == "add":
+            torch.nn.init.normal_(model.model.layers[layer].self_attn.memory_o_proj.weight, std=0.5)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -216,19 +221,46 @@ def test_what_is_hidden_stands_before_the_question_in_the_window(small: Any, byt
             read.append("fork")
             return self
 
-        def read(self, ids: torch.Tensor) -> None:
-            read.append(bytes_tokenizer.decode(ids[0].tolist()))
-
         def logits(self, ids: torch.Tensor, logits_to_keep: int) -> torch.Tensor:
-            read.append("question")
+            read.append(bytes_tokenizer.decode(ids[0].tolist()))
             return torch.zeros(1, logits_to_keep, 257)
 
     subject = Subject(model_with(), bytes_tokenizer, "tiny")
     text = recall_units(subject, small)[0].run.__self__  # type: ignore[attr-defined]
     (sample,) = [one for one in text.samples if one.task == "two_keys"][:1]
-    text._without_memory(Recorded(), sample)
-    hidden = [f" {sentence}" for sentence, _ in sample.hidden]
-    assert len(hidden) == 2 and read == ["fork", "question", "fork", *hidden, "question"]
+    for condition in (WINDOW_ONLY, IN_WINDOW):
+        text._ask(Recorded(), sample, condition)
+    hidden, question = [f" {sentence}" for sentence, _ in sample.hidden], f"{sample.question}{sample.answer}"[:-1]
+    assert len(hidden) == 2 and read == ["fork", question, "fork", "".join([*hidden, question])]
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {},
+        {"combine": "copy", "learned_read_strength": True, "write_delay": 9},
+        {"combine": "gate", "num_heads": 4, "num_key_value_heads": 4},
+    ],
+    ids=["added", "copied", "gated"],
+)
+def test_a_shared_question_gives_the_logits_of_each_session(memory: dict[str, Any]) -> None:
+    model = model_with(layers=4, memory_layers=(1,), **memory)
+    one, elsewhere = Session(model), Session(model)
+    ids = torch.randint(0, 256, (1, 90), generator=torch.Generator().manual_seed(1))
+    one.read(ids[:, :80])
+    elsewhere.read(ids[:, :40])
+    other, state = one.fork(), elsewhere.memory_layers[1].memory_state
+    assert state is not None
+    other.memory_layers[1].set_memory(state, 1, "cpu")
+    asked = SharedQuestion(one, 1, ids[:, 80:])
+    found = [asked.logits(session, 4) for session in (one, other)]
+    assert one.tokens_read == other.tokens_read == 80  # nothing is read into them
+    for session, logits in zip((one, other), found, strict=True):
+        torch.testing.assert_close(logits, session.fork().logits(ids[:, 80:], 4), rtol=1e-4, atol=1e-5)
+    with model.memory_disabled():
+        alone = asked.logits(other, 4)
+        torch.testing.assert_close(alone, other.fork().logits(ids[:, 80:], 4), rtol=1e-4, atol=1e-5)
+    assert all(float((a - b).abs().max()) > 1e-3 for a, b in ((found[0], found[1]), (found[0], alone)))
 
 
 def test_what_the_controls_know_is_warned_of(small: Any, bytes_tokenizer: Any) -> None:

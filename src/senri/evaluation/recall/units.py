@@ -14,12 +14,14 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from senri.data import chunks
 from senri.errors import SenriError
 from senri.evaluation.needle import Haystack
 from senri.evaluation.needle.text import NOISE
 from senri.evaluation.reader import Reader, without_memory
+from senri.evaluation.recall.question import SharedQuestion
 from senri.evaluation.recall.samples import RecallSample, make_recall_sample
 from senri.evaluation.recall.settings import RecallSettings
 from senri.evaluation.recall.shared import SharedReading, memory_of
@@ -123,11 +125,14 @@ class _Text:
             self._read(alone, last)
         answers = []
         for number, sample in enumerate(self.samples):
-            other = self._other(number)
-            for condition, state in ((MEMORY, reading.states[number]), (OTHER_SAMPLE, reading.states[other])):
-                memory.set_memory(state, 1, model.device)
-                answers.append(self._ask(session, sample, condition))
-            answers += self._without_memory(alone, sample)
+            prompt, answer = self._question(sample)
+            asked = SharedQuestion(session, reading.layer, torch.tensor([prompt + answer[:-1]]))
+            for condition, owner in ((MEMORY, number), (OTHER_SAMPLE, self._other(number))):
+                memory.set_memory(reading.states[owner], 1, model.device)
+                answers.append(self._scored(asked.logits(session, len(answer)), sample, condition))
+            with without_memory(model):
+                answers.append(self._scored(asked.logits(alone, len(answer)), sample, WINDOW_ONLY))
+                answers.append(self._ask(alone, sample, IN_WINDOW))
         return {"length": self.length, "reading": "shared", "answers": answers}
 
     def full_runs(self) -> Iterator[tuple[str, Any]]:
@@ -141,7 +146,8 @@ class _Text:
                     session.read(chunk)
                     scratch.advance(chunk.shape[1])
                 answers = [self._ask(session, sample, MEMORY), self._ask(session, other, OTHER_SAMPLE)]
-                answers += self._without_memory(session, sample)
+                with without_memory(self.subject.model):
+                    answers += [self._ask(session, sample, condition) for condition in (WINDOW_ONLY, IN_WINDOW)]
                 return {"length": self.length, "reading": "full", "answers": answers}
 
             yield f"{self.name}-{sample.task}-{sample.index}", run
@@ -179,22 +185,29 @@ class _Text:
         for chunk in chunks(tokens, self.settings.chunk_size):
             session.read(chunk)
 
-    def _without_memory(self, reader: Reader, sample: RecallSample) -> list[dict[str, Any]]:
-        with without_memory(self.subject.model):
-            return [self._ask(reader, sample, condition) for condition in (WINDOW_ONLY, IN_WINDOW)]
+    def _question(self, sample: RecallSample) -> tuple[list[int], list[int]]:
+        return self.haystack.encode(sample.question), self.haystack.encode(sample.answer)
 
     def _ask(self, reader: Reader, sample: RecallSample, condition: str) -> dict[str, Any]:
-        """Ask a fork of a reader; the answer is exact if each of its tokens is the likeliest, as in greedy decoding.
+        """Ask a fork of a reader."""
+        prompt, answer = self._question(sample)
+        if condition == IN_WINDOW:
+            prompt = [token for text, _ in sample.hidden for token in self.haystack.encode(f" {text}")] + prompt
+        ids = torch.tensor([prompt + answer[:-1]])
+        return self._scored(reader.fork().logits(ids, logits_to_keep=len(answer)), sample, condition)
+
+    def _scored(self, logits: Tensor, sample: RecallSample, condition: str) -> dict[str, Any]:
+        """Return the answer, which is exact if each of its tokens is the likeliest, as in greedy decoding.
 
         What is `said` is the likeliest token at each place of the right answer, given the right ones before.
+
+        Args:
+            logits: `[1, answer, vocabulary]`, those at the places before the answer's tokens.
+            sample: that was asked for.
+            condition: in which.
         """
-        reader = reader.fork()
-        if condition == IN_WINDOW:
-            for text, _ in sample.hidden:
-                reader.read(torch.tensor([self.haystack.encode(f" {text}")]))
-        prompt, answer = self.haystack.encode(sample.question), self.haystack.encode(sample.answer)
-        logits = reader.logits(torch.tensor([prompt + answer[:-1]]), logits_to_keep=len(answer))[0]
-        likeliest = logits.argmax(dim=-1).cpu()
+        _, answer = self._question(sample)
+        likeliest = logits[0].argmax(dim=-1).cpu()
         right = likeliest == torch.tensor(answer)
         return {
             "condition": condition,
