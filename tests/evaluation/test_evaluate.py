@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -44,6 +45,32 @@ def test_finished_work_is_not_done_again_unless_something_changed(senri_subject,
     book = tmp_path / "book.txt"
     book.write_text(book.read_text() + "And then it stopped.")
     assert resumed(dataclasses.replace(chosen, tokens=100)) == 0
+
+
+def test_finished_work_holds_for_copies_of_the_same_files(senri_subject, chosen, tmp_path, monkeypatch):
+    def resumed(model, text):
+        subject, settings = dataclasses.replace(senri_subject, source=str(model)), {"text": str(text)}
+        settings = dataclasses.replace(chosen, **settings)
+        return evaluate(subject, "perplexity", settings, out=tmp_path / "out", progress=False).done.resumed
+
+    for place in ("one", "other"):
+        (tmp_path / place / "books").mkdir(parents=True)
+        (tmp_path / place / "books" / "a.txt").write_text("It rained for a week, and the river rose. " * 8)
+        (tmp_path / place / "config.json").write_text("{}")
+        (tmp_path / place / "model.safetensors").write_bytes(b"weights")
+    one, other = tmp_path / "one", tmp_path / "other"
+    os.utime(other / "books" / "a.txt", (1, 1))
+    assert resumed(one, one / "books") == 0
+    assert resumed(other, other / "books") == 3
+    monkeypatch.chdir(tmp_path)
+    assert resumed("one", "other/books") == 3
+    (one / "model.safetensors").write_bytes(b"changed")  # of the same length
+    assert resumed("one", "other/books") == 0
+    text = (other / "books" / "a.txt").read_text().replace("week", "year")
+    (other / "books" / "a.txt").write_text(text)
+    assert resumed("one", "other/books") == 0
+    (other / "books" / "a.txt").rename(other / "books" / "b.txt")
+    assert resumed("one", "other/books") == 0
 
 
 def test_a_report_gathers_runs_and_passes_over_damaged_ones(senri_subject, base_subject, chosen, tmp_path):

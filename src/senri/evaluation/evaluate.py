@@ -14,7 +14,7 @@ from typing import Any
 
 from senri import __version__
 from senri.errors import SenriError, nearest
-from senri.evaluation.files import make_folder, write_bytes
+from senri.evaluation.files import content_digest, make_folder, write_bytes
 from senri.evaluation.outcome import Outcome, Table
 from senri.evaluation.parts import PARTS
 from senri.evaluation.processes import process_state
@@ -189,25 +189,27 @@ def _section(folder: Path, result: dict[str, Any]) -> Section:
 
 
 def _identity(subject: Subject, part: str, settings: Any) -> str:
-    """Return a digest of all that decides the results: model, settings, and the files that settings name."""
-    values = asdict(settings)
-    files = {str(value): _file_facts(Path(value)) for value in _strings(values) if len(value) < 1000}
-    facts = [__version__, part, subject.identity(), values, {name: fact for name, fact in files.items() if fact}]
+    """Return a digest of all that decides the results: model, settings, and what is in files that settings name."""
+    facts = [__version__, part, subject.identity(), _with_contents(asdict(settings))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _strings(values: Any) -> list[str]:
+def _with_contents(values: Any) -> Any:
+    """Return values with the contents of files and folders in the place of their names."""
     if isinstance(values, dict):
-        return [text for value in values.values() for text in _strings(value)]
+        return {name: _with_contents(value) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        return [text for value in values for text in _strings(value)]
-    return [values] if isinstance(values, str) else []
+        return [_with_contents(value) for value in values]
+    return (_contents(values) or values) if isinstance(values, str) else values
 
 
-def _file_facts(path: Path) -> list[tuple[str, int, int]]:
+def _contents(name: str) -> str | None:
+    """Return a digest of what is in a file or a folder; None for words that name neither."""
     try:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
-        stats = [(str(file), file.stat()) for file in files if file.is_file()]
-    except (OSError, ValueError):
-        return []
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        path = Path(name)
+        if not name or not path.exists():
+            return None
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    except (OSError, ValueError):  # too long for a name, or with characters that none has
+        return None
+    return content_digest(files, path if path.is_dir() else path.parent)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from senri.evaluation.files import content_digest
 from senri.evaluation.reader import Reader, open_reader
 from senri.memory.state import fingerprint
 from senri.models import SenriForCausalLM, Session
@@ -59,19 +60,26 @@ class Subject:
         return self.session.fork() if self.session is not None else open_reader(self.model)
 
     def identity(self) -> str:
-        """Return a digest that changes with the model's files or weights, configuration, dtype, and the session."""
+        """Return a digest that changes with the model's files or weights, configuration, dtype, and the session.
+
+        It is the same where the model lies in another folder.
+
+        Raises:
+            SenriError: a file of the model that cannot be read.
+        """
         facts: dict[str, Any] = {
             "config": self.model.config.to_diff_dict(),
             "dtype": str(self.model.dtype),
-            "source": self.source,
             "session": None if self.session is None else self._session_identity(self.session),
         }
+        source = Path(self.source)
         if not self.source:
             facts["weights"] = fingerprint({}, dict(self.model.named_parameters()))
-        folder = Path(self.source)
-        if self.source and folder.is_dir():
-            files = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
-            facts["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        elif source.is_dir():
+            files = [path for pattern in _MODEL_FILES for path in source.glob(pattern)]
+            facts["files"] = content_digest(files, source)
+        else:
+            facts["source"] = content_digest([source], source.parent) if source.is_file() else self.source
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     @staticmethod
