@@ -121,6 +121,21 @@ def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {chosen}")
 
 
+def test_a_reading_is_written_for_itself_from_its_first_sentence_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, write = list[tuple[int, list[int]]](), SharedReading._write
+
+    def counted(self: SharedReading, inputs: torch.Tensor, given: Any, past: Any, rows: list[int]) -> Any:
+        written.append((inputs.shape[1], rows))
+        return write(self, inputs, given, past, rows)
+
+    monkeypatch.setattr(SharedReading, "_write", counted)
+    readings = [[([7, 8], 0)], [([30] * 3, 1)], []]
+    read = Scratch(None, math.inf, lambda count: None)
+    SharedReading(model_with(), [index % 250 for index in range(200)], [50, 120], 20, readings, 64, read)
+    tokens = [sum(count for count, rows in written if row in rows) for row in range(4)]
+    assert tokens == [2 + 150, 3 + 80, 0, 200]
+
+
 @pytest.mark.parametrize("stop_at", [3, 7, 12])
 def test_an_interrupted_reading_goes_on_where_it_was(
     stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,10 +1,12 @@
 """SharedReading: one reading of a long text that stands for as many as wanted, each with other sentences in it.
 
 What layers below a memory make of a text is computed once. A sentence that is put in costs them its own tokens and
-those right behind it; what is further behind enters the memory as it would without the sentence. The memory itself is a
-row of a batch for each of these readings, and is written with every token of its own, as strongly as what it was
-written before leaves. What this leaves out: tokens further behind a sentence than `behind` do not attend to it in the
-layers below the memory, and a memory that turns codes by place counts places without the sentences.
+those right behind it; what is further behind enters the memory as it would without the sentence. The memory itself is
+that of the text alone until the first sentence of a reading. From there it is a row of a batch, one for each reading,
+written with every token of its own, as strongly as what it was written before leaves.
+
+What this leaves out: tokens further behind a sentence than `behind` do not attend to it in the layers below the memory,
+and a memory that turns codes by place counts places without the sentences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,12 +73,14 @@ class _Step:
         start: the first token of the text.
         end: behind the last one.
         ids: of the sentence; None where the text goes on.
+        begun: those of the readings that had no sentence before.
     """
 
     rows: list[int]
     start: int
     end: int
     ids: tuple[int, ...] | None = None
+    begun: tuple[int, ...] = ()
 
 
 class SharedReading:
@@ -122,19 +126,23 @@ class SharedReading:
         if self._branch.config.write_budget:  # each has written as much of it as its own tokens say
             self._written["written"] = self._past.pop("written").repeat(count, 1)
         self._read_all(self._steps(places, behind + self._branch.config.tokens_late, readings))
-        rows = [{name: x[row : row + 1] for name, x in self._written.items()} for row in range(count)]
-        *self.states, self.alone = [{**row, **self._past} for row in rows]
+        rows = [row if hidden else count - 1 for row, hidden in enumerate([*readings, []])]
+        *self.states, self.alone = [
+            {**{name: x[row : row + 1] for name, x in self._written.items()}, **self._past} for row in rows
+        ]
 
     def _steps(self, places: Sequence[int], behind: int, readings: Sequence[Hidden]) -> list[_Step]:
-        every = [*range(len(readings) + 1)]
-        steps = [_Step(every, 0, places[0] if places else len(self._tokens))]
+        written = [len(readings)]  # the rows that differ so far: that of the text alone stands for all others
+        steps = [_Step(written, 0, places[0] if places else len(self._tokens))]
         for place, (position, end) in enumerate(zip(places, [*places[1:], len(self._tokens)], strict=True)):
             near = position + behind
             here = {row: tuple(ids) for row, hidden in enumerate(readings) for ids, at in hidden if at == place}
             for ids in dict.fromkeys(here.values()):
-                steps.append(_Step([row for row in here if here[row] == ids], position, near, ids))
-            steps.append(_Step([row for row in every if row not in here], position, near))
-            steps.append(_Step(every, near, end))
+                rows = [row for row in here if here[row] == ids]
+                steps.append(_Step(rows, position, near, ids, tuple(row for row in rows if row not in written)))
+            steps.append(_Step([row for row in written if row not in here], position, near))
+            written = sorted({*written, *here})
+            steps.append(_Step(written, near, end))
         return steps
 
     def _read_all(self, steps: Sequence[_Step]) -> None:
@@ -145,7 +153,13 @@ class SharedReading:
             if step.ids is None:
                 self._stretch(step, number, position if number == first else step.start)
             else:
+                self._begin(step.begun)
                 self._put_in(step.rows, [*step.ids, *self._tokens[step.start : step.end]])
+
+    def _begin(self, rows: Sequence[int]) -> None:
+        """Begin rows as that of the text alone, the last one."""
+        for x in self._written.values():
+            x[[*rows]] = x[-1:].clone()
 
     def _put_in(self, rows: list[int], ids: list[int]) -> None:
         """Read a sentence and what is right behind it, for some rows; the text goes on as if it were not there."""
@@ -201,7 +215,8 @@ class SharedReading:
         counted = {name: past.pop(name) for name in state if name in past}
         memory_state = {name: x for name, x in state.items() if name not in counted}
         state = {**self._branch.memory.write(k, v, memory_state, beta, decay), **counted}
-        self._written = {name: x.index_copy(0, index, state[name]) for name, x in self._written.items()}
+        for name, x in self._written.items():
+            x[index] = state[name]
         return past
 
     def _lower(self, cache: Any, ids: list[int]) -> Iterator[_Inputs]:
