@@ -96,7 +96,8 @@ def small() -> Any:
         *("together", "segments", "several", "budget"),
     ],
 )
-def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any]) -> None:
+def test_the_memory_is_that_of_a_full_reading(memory: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("senri.evaluation.recall.shared._ROWS_TOGETHER", 2)
     # Two layers below the memory see 2 * 16 tokens back: with 40 tokens behind each place, nothing is left out.
     model = model_with(**memory)
     generator = torch.Generator().manual_seed(1)

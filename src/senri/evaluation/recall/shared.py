@@ -36,6 +36,9 @@ from senri.models.session import restore_windows, window_tensors
 Hidden = Sequence[tuple[list[int], int]]
 """What one reading has put in: the tokens of each sentence, and the number of its place."""
 
+_ROWS_TOGETHER = 8
+"""Rows of a memory that are written at once: what more of them hold does not stay in a processor's caches."""
+
 _Inputs = tuple[Tensor, tuple[Tensor, ...] | None]
 """What a memory takes of some tokens: hidden states, and the values that it is given."""
 
@@ -204,11 +207,19 @@ class SharedReading:
 
     def _write(self, inputs: Tensor, given: tuple[Tensor, ...] | None, past: LayerState, rows: list[int]) -> LayerState:
         """Write tokens to some rows; return the state of what makes keys and values of them."""
-        index = torch.tensor(rows, dtype=torch.long, device=inputs.device)
+        after: LayerState = {}
+        for index in torch.tensor(rows, dtype=torch.long, device=inputs.device).split(_ROWS_TOGETHER):
+            after = self._write_together(inputs, given, past, index)
+        return after
+
+    def _write_together(
+        self, inputs: Tensor, given: tuple[Tensor, ...] | None, past: LayerState, index: Tensor
+    ) -> LayerState:
+        """Do as `_write`, for the rows `[rows]` of an index."""
         state = {name: x[index] for name, x in self._written.items()}
         made, past = self._branch.inputs(inputs, {**past, **state}, given, write_only=True)
         tokens = [
-            None if x is None else x.expand(len(rows), *x.shape[1:]) for x in (made.k, made.v, made.beta, made.decay)
+            None if x is None else x.expand(len(index), *x.shape[1:]) for x in (made.k, made.v, made.beta, made.decay)
         ]
         k, v, beta, decay = tokens
         assert k is not None and v is not None
