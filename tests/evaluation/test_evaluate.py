@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import json
 import os
 
@@ -7,6 +8,8 @@ import pytest
 from senri.errors import SenriError
 from senri.evaluation import PARTS, Subject, default_settings, evaluate, write_index
 from senri.evaluation.evaluate import run_name
+
+evaluation = importlib.import_module("senri.evaluation.evaluate")
 
 
 @pytest.fixture
@@ -71,6 +74,16 @@ def test_finished_work_holds_for_copies_of_the_same_files(senri_subject, chosen,
     assert resumed("one", "other/books") == 0
     (other / "books" / "a.txt").rename(other / "books" / "b.txt")
     assert resumed("one", "other/books") == 0
+
+
+def test_what_is_named_often_is_looked_at_once_and_a_pipe_not_at_all(senri_subject, chosen, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")  # to open it would wait for who writes
+    read = []
+    monkeypatch.setattr(evaluation, "content_digest", lambda files, folder: read.append(folder) or "digest")
+    named = {"a": str(tmp_path / "book.txt"), "b": [str(tmp_path / "book.txt")], "c": str(tmp_path / "pipe")}
+    monkeypatch.setattr(evaluation, "asdict", lambda settings: named)
+    evaluation._identity(senri_subject, "perplexity", chosen)
+    assert read == [tmp_path]
 
 
 def test_a_report_gathers_runs_and_passes_over_damaged_ones(senri_subject, base_subject, chosen, tmp_path):

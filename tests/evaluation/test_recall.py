@@ -345,8 +345,11 @@ def test_wrong_settings_are_named(small: Any, changes: dict[str, Any], said: str
         dataclasses.replace(small, **changes)
 
 
-def test_memories_whose_reading_cannot_be_shared_are_read_in_full(small: Any, bytes_tokenizer: Any) -> None:
-    subject = Subject(model_with(memory_layers=(1, 2)), bytes_tokenizer, "tiny")
+@pytest.mark.parametrize("model", [{"memory_layers": (1, 2)}, {"clean_every": 2}], ids=["two", "cleaned"])
+def test_memories_whose_reading_cannot_be_shared_are_read_in_full(
+    model: dict[str, Any], small: Any, bytes_tokenizer: Any
+) -> None:
+    subject = Subject(model_with(**model), bytes_tokenizer, "tiny")
     with pytest.raises(SenriError, match="set reading=full"):
         recall_units(subject, small)
     assert recall_units(subject, dataclasses.replace(small, reading="full"))

@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -190,26 +191,26 @@ def _section(folder: Path, result: dict[str, Any]) -> Section:
 
 def _identity(subject: Subject, part: str, settings: Any) -> str:
     """Return a digest of all that decides the results: model, settings, and what is in files that settings name."""
-    facts = [__version__, part, subject.identity(), _with_contents(asdict(settings))]
+    facts = [__version__, part, subject.identity(), _with_contents(asdict(settings), cache(_contents))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _with_contents(values: Any) -> Any:
+def _with_contents(values: Any, contents: Callable[[str], str | None]) -> Any:
     """Return values with the contents of files and folders in the place of their names."""
     if isinstance(values, dict):
-        return {name: _with_contents(value) for name, value in values.items()}
+        return {name: _with_contents(value, contents) for name, value in values.items()}
     if isinstance(values, list | tuple):
-        return [_with_contents(value) for value in values]
-    return (_contents(values) or values) if isinstance(values, str) else values
+        return [_with_contents(value, contents) for value in values]
+    return (contents(values) or values) if isinstance(values, str) else values
 
 
 def _contents(name: str) -> str | None:
     """Return a digest of what is in a file or a folder; None for words that name neither."""
     try:
         path = Path(name)
-        if not name or not path.exists():
+        if not name or not (path.is_file() or path.is_dir()):  # what a pipe holds can be read but once
             return None
-        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     except (OSError, ValueError):  # too long for a name, or with characters that none has
         return None
     return content_digest(files, path if path.is_dir() else path.parent)

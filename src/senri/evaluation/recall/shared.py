@@ -57,11 +57,12 @@ def memory_of(model: SenriForCausalLM) -> tuple[int, MemoryBranch]:
         and only.config.type != "orthogonal"
         and only.config.scope == "sequence"
         and only.config.projections == "own"
+        and not only.config.clean_every
     )
     if not fitting:
         raise SenriError(
-            "reading=shared needs a model with one memory: any type but orthogonal, with scope sequence and own "
-            "projections; set reading=full."
+            "reading=shared needs a model with one memory: any type but orthogonal, with scope sequence, own "
+            "projections and clean_every 0; set reading=full."
         )
     assert isinstance(only, MemoryBranch)
     return next(iter(branches)), only
@@ -126,8 +127,9 @@ class SharedReading:
         count = len(readings) + 1  # the last one is the text alone
         self._past = self._branch.inputs.init_state(1, model.device)
         self._written = self._branch.memory.init_state(count, model.device)
-        if self._branch.config.write_budget:  # each has written as much of it as its own tokens say
-            self._written["written"] = self._past.pop("written").repeat(count, 1)
+        # Each has written as much of a budget as its own tokens say.
+        self._counted = ["written"] if self._branch.config.write_budget else []
+        self._written |= {name: self._past.pop(name).repeat(count, 1) for name in self._counted}
         self._read_all(self._steps(places, behind + self._branch.config.tokens_late, readings))
         rows = [row if hidden else count - 1 for row, hidden in enumerate([*readings, []])]
         *self.states, self.alone = [
@@ -207,27 +209,21 @@ class SharedReading:
 
     def _write(self, inputs: Tensor, given: tuple[Tensor, ...] | None, past: LayerState, rows: list[int]) -> LayerState:
         """Write tokens to some rows; return the state of what makes keys and values of them."""
-        after: LayerState = {}
-        for index in torch.tensor(rows, dtype=torch.long, device=inputs.device).split(_ROWS_TOGETHER):
-            after = self._write_together(inputs, given, past, index)
-        return after
-
-    def _write_together(
-        self, inputs: Tensor, given: tuple[Tensor, ...] | None, past: LayerState, index: Tensor
-    ) -> LayerState:
-        """Do as `_write`, for the rows `[rows]` of an index."""
-        state = {name: x[index] for name, x in self._written.items()}
-        made, past = self._branch.inputs(inputs, {**past, **state}, given, write_only=True)
+        index = torch.tensor(rows, dtype=torch.long, device=inputs.device)
+        counted = {name: self._written[name][index] for name in self._counted}
+        made, past = self._branch.inputs(inputs, {**past, **counted}, given, write_only=True)
+        for name in counted:
+            self._written[name][index] = past.pop(name)
         tokens = [
-            None if x is None else x.expand(len(index), *x.shape[1:]) for x in (made.k, made.v, made.beta, made.decay)
+            None if x is None else x.expand(len(rows), *x.shape[1:]) for x in (made.k, made.v, made.beta, made.decay)
         ]
-        k, v, beta, decay = tokens
-        assert k is not None and v is not None
-        counted = {name: past.pop(name) for name in state if name in past}
-        memory_state = {name: x for name, x in state.items() if name not in counted}
-        state = {**self._branch.memory.write(k, v, memory_state, beta, decay), **counted}
-        for name, x in self._written.items():
-            x[index] = state[name]
+        for first in range(0, len(rows), _ROWS_TOGETHER):
+            here = slice(first, first + _ROWS_TOGETHER)
+            k, v, beta, decay = (None if x is None else x[here] for x in tokens)
+            assert k is not None and v is not None
+            before = {name: x[index[here]] for name, x in self._written.items() if name not in counted}
+            for name, x in self._branch.memory.write(k, v, before, beta, decay).items():
+                self._written[name][index[here]] = x
         return past
 
     def _lower(self, cache: Any, ids: list[int]) -> Iterator[_Inputs]:
