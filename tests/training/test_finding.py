@@ -367,8 +367,9 @@ def partly_written(batch: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("combine", ["add", "copy", "copy that waits", "copy that writes together"])
 def test_the_loss_is_that_of_reading_everything_for_each_question(
-    finding_batches: Any, model: SenriForCausalLM, combine: str
+    finding_batches: Any, model: SenriForCausalLM, combine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("senri.training.recall.answers_said._TOGETHER", 5)  # more than one piece
     batches = finding_batches()
     batch = batches([{"number": 0}])
     if "together" in combine:  # some of what is asked for is not written yet
@@ -393,6 +394,7 @@ def test_the_loss_is_that_of_reading_everything_for_each_question(
     wanted = slow_loss(double, batch, 8.0)
     assert torch.isclose(found["loss"].double(), wanted.double(), rtol=1e-5), (found["loss"], wanted)
     assert_same(mine, gradients(double, wanted), 1e-4)
+    assert (batch["targets"] >= 0).sum() > 5
     assert batch["times_longer"] > 1 and batch["fainter"] > 0.1 and 0 < batch["hidden"].float().mean() < 1
     assert (
         0 <= found["correct"] <= 1

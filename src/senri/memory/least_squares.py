@@ -180,7 +180,8 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
                 places.lay(x, past.expand(batch, -1, -1, -1))
                 for x, past in zip((keys, values, strength.unsqueeze(-1)), waiting, strict=True)
             ]
-            asked = None if q is None else places.lay(self._features(q.to(dtype), "query"), None)
+            # Split, not sliced: the backward of every slice would fill a tensor of all tokens.
+            asked = None if q is None else places.lay(self._features(q.to(dtype), "query"), None).split(length, dim=2)
             held, reads = _held(state, batch), []
             if self._watcher is not None:
                 finished = int(places.full.any(0).sum()) * length
@@ -188,13 +189,14 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
                 self._watcher(Run(None, keys, values, strength.squeeze(-1)), held)
             is_asking = not torch.compiler.is_compiling()  # once a call: a GPU must be waited for
             rows_full = places.full.sum(0).tolist() if is_asking else [None] * places.full.shape[1]
-            for segment, (full, rows) in enumerate(zip(places.full.unbind(1), rows_full, strict=True)):
-                here = slice(segment * length, (segment + 1) * length)
+            segments = zip(*(x.split(length, dim=2) for x in laid), strict=True)
+            for number, (full, rows, (key, value, beta_here)) in enumerate(
+                zip(places.full.unbind(1), rows_full, segments, strict=True)
+            ):
                 if asked is not None:
-                    reads.append(product(asked[:, :, here], held.matrix))
+                    reads.append(product(asked[number], held.matrix))
                 if rows != 0:
                     base = Held(held.matrix.detach(), held.sketch) if self.config.gradient == "segment" else held
-                    key, value, beta_here = (x[:, :, here] for x in laid)
                     written = self.written(base, key, value, beta_here.squeeze(-1))
                     held = written if rows == batch else _chosen(full, written, held)
             out = None

@@ -1,14 +1,20 @@
 """What is said at the tokens that are asked for: by the model alone, and with what a memory found, as in use."""
 
+from itertools import repeat
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from senri.memory.turns import are_among
 from senri.mixers import AddedMemory, CopiedMemory, mixture
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.recall.pointing import NOWHERE
+
+_TOGETHER = 16
+"""Tokens that are mixed together. What each takes is many times as large as the vocabulary, so it is not kept for the
+gradient but made again, for so few that it stays in a processor's cache."""
 
 
 class AnswersSaid:
@@ -92,12 +98,29 @@ class AnswersSaid:
             strengths: logits of the read strength, `[tokens]`.
             shown: of `shown`.
         """
-        if copied is not None:
-            mixer = cast(CopiedMemory, self._mixer)
-            told, ending, behind = copied
-            said, share = mixer.memory_say(told, alone, strengths[:, None], ending, shown, behind)
-            pointed, strengths = said.gather(1, wanted[:, None])[:, 0].clamp(min=NOWHERE), share[:, 0]
-        return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
+        if copied is None:
+            return mixture(pointed, alone.gather(1, wanted[:, None])[:, 0], strengths)
+        told, ending, behind = copied
+        parts = (told, alone, strengths[:, None], ending, behind, wanted[:, None], *(shown or (None, None)))
+        pieces = (repeat(None) if part is None else part.split(_TOGETHER) for part in parts)
+        some = [checkpoint(self._mixed, *piece, use_reentrant=False) for piece in zip(*pieces, strict=False)]
+        return torch.cat(cast(list[Tensor], some))
+
+    def _mixed(
+        self,
+        told: Tensor,
+        alone: Tensor,
+        strengths: Tensor,
+        ending: Tensor | None,
+        behind: Tensor | None,
+        wanted: Tensor,
+        penalty: Tensor | None,
+        recent: Tensor | None,
+    ) -> Tensor:
+        shown = None if penalty is None or recent is None else (penalty, recent)
+        said, share = cast(CopiedMemory, self._mixer).memory_say(told, alone, strengths, ending, shown, behind)
+        pointed = said.gather(1, wanted)[:, 0].clamp(min=NOWHERE)
+        return mixture(pointed, alone.gather(1, wanted)[:, 0], share[:, 0])
 
 
 @torch.no_grad()
