@@ -107,7 +107,9 @@ def test_memory_moves_between_models_of_the_same_weights(
     original = Session(memory_model, batch_size=2)
     original.set_memory_state(memory_model.get_memory_state())
     with torch.no_grad():
-        assert torch.equal(twin(ids[:, :5], update_memory=True).logits, original.logits(ids[:, :5]))
+        # Weights in a file lie at other addresses, by which processors add up in another order.
+        moved = twin(ids[:, :5], update_memory=True).logits
+        torch.testing.assert_close(moved, original.logits(ids[:, :5]), **TOLERANCE)
     memory_model.reset_memory()
     with pytest.raises(SenriError, match="update_memory=True"):
         memory_model.get_memory_state()

@@ -22,7 +22,8 @@ def test_auto_class_loads_what_was_saved(model: SenriForCausalLM, ids: Tensor, t
     assert type(loaded) is SenriForCausalLM
     for name, parameter in model.state_dict().items():
         assert torch.equal(parameter, loaded.state_dict()[name]), name
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    # Weights in a file lie at other addresses, by which processors add up in another order.
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, **TOLERANCE)
 
 
 def test_parameters_missing_from_a_checkpoint_start_as_built(model: SenriForCausalLM, tmp_path: Path) -> None:
