@@ -159,6 +159,21 @@ def test_what_was_written_is_kept_from_what_is_written_later():
     assert missed[1] < 0.05 * missed[0]
 
 
+def test_a_segment_without_a_strength_above_rounding_is_not_written(inputs, empty):
+    """Batches with a row that writes, and rows that do not, are as the loop says; what alone writes nothing is left."""
+    memory = build(sketch=6)
+    first, then = (inputs(memory, batch=2, seq=2 * LENGTH) for _ in range(2))
+    state = memory.scan(state=empty(memory, 2), **first)[1]
+    then["beta"] = torch.full_like(then["beta"], torch.finfo(torch.float64).eps)
+    quiet = memory.scan(state=state, **then)[1]
+    assert torch.equal(quiet["M"], state["M"]) and torch.equal(quiet["sketch"], state["sketch"])
+    assert quiet["count"].tolist() == [4 * LENGTH] * 2
+    then["beta"][1, 0, -1] = 0.3
+    louder = memory.scan(state=state, **then)[1]
+    torch.testing.assert_close(louder["M"][0], state["M"][0])
+    assert (louder["M"][1, 0] - state["M"][1, 0]).abs().max() > 0.01
+
+
 def test_equal_keys_that_are_written_with_all_strength_stay_finite(empty):
     memory = build(write_strength=1.0).float()
     keys, values = torch.ones(1, 2, LENGTH, 6), torch.randn(1, 2, LENGTH, 5)

@@ -261,9 +261,9 @@ def _written_together(memory: LeastSquaresMemory, run: Run, held: Held) -> Write
     found = [run.strength[0, :, :0]]
     segments = (part.split(memory.config.segment_length, dim=2) for part in (run.keys, run.values, run.strength))
     for keys, values, strength in zip(*segments, strict=True):
-        directions, changes = memory.changes(held, keys, values, strength)
-        found.append((directions.norm(dim=-1) * changes.norm(dim=-1))[0])
-        held = memory.changed(held, keys, strength, directions, changes)
+        change = memory.change(held, keys, values, strength)
+        found.append((change.directions.norm(dim=-1) * change.values.norm(dim=-1))[0])
+        held = memory.changed(held, keys, strength, change)
     return Writes(torch.cat(found, dim=1).cpu(), run.strength[0].cpu(), None)
 
 

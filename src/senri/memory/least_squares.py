@@ -73,6 +73,22 @@ class Held:
     sketch: Tensor | None
 
 
+@dataclass(frozen=True)
+class Change:
+    """How tokens that are written together change what is held.
+
+    Attributes:
+        directions: in which each is written, its key less what stands there, `[batch, heads, tokens, feature]`.
+        values: what it adds there, `[batch, heads, tokens, value_dim]`.
+        products: of the sketch's directions and the keys with each other,
+            `[batch, heads, directions + tokens, directions + tokens]`; None without a sketch.
+    """
+
+    directions: Tensor
+    values: Tensor
+    products: Tensor | None
+
+
 class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
     """Per head one matrix M, changed at the end of each segment of `segment_length` tokens.
 
@@ -84,7 +100,8 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
     which is M + P K^T (K P K^T + diag(d))^-1 (V - K M) with P = (I + S^T S)^-1. A token alone is changed by
     b / (1 + r b), without a ridge by b, as under the delta rule. S is empty, or with the option `sketch` it stands for
     all that was written before: S^T S is the sum of k_t^T k_t / d_t, or of that the largest so many eigenvectors. As
-    long as these are all there are, M is what all segments written together give. Gradients do not go through S.
+    long as these are all there are, M is what all segments written together give. Gradients do not go through S. A
+    segment none of whose strengths is above what M's numbers are rounded by is not written: it costs next to nothing.
 
     State tensors (float32; count int64), fixed in size: `M` `[batch, num_key_value_heads, feature, value_dim]`, `count`
     `[batch]`, the tokens seen, `sketch` `[batch, num_key_value_heads, directions, feature]` where there is one, and of
@@ -188,17 +205,19 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
                 keys, values, strength = (x[:, :, :finished] for x in laid)
                 self._watcher(Run(None, keys, values, strength.squeeze(-1)), held)
             is_asking = not torch.compiler.is_compiling()  # once a call: a GPU must be waited for
-            rows_full = places.full.sum(0).tolist() if is_asking else [None] * places.full.shape[1]
+            strongest = laid[2].detach().unflatten(2, (-1, length)).amax(dim=(0, 1, 3, 4))
+            rows = places.full.sum(0) * (strongest > torch.finfo(dtype).eps)
+            rows_written = rows.tolist() if is_asking else [None] * places.full.shape[1]
             segments = zip(*(x.split(length, dim=2) for x in laid), strict=True)
-            for number, (full, rows, (key, value, beta_here)) in enumerate(
-                zip(places.full.unbind(1), rows_full, segments, strict=True)
+            for number, (full, count, (key, value, beta_here)) in enumerate(
+                zip(places.full.unbind(1), rows_written, segments, strict=True)
             ):
                 if asked is not None:
                     reads.append(product(asked[number], held.matrix))
-                if rows != 0:
+                if count != 0:
                     base = Held(held.matrix.detach(), held.sketch) if self.config.gradient == "segment" else held
                     written = self.written(base, key, value, beta_here.squeeze(-1))
-                    held = written if rows == batch else _chosen(full, written, held)
+                    held = written if count == batch else _chosen(full, written, held)
             out = None
             if reads:
                 out = self._normalise(places.collect(torch.cat(reads, dim=2))).to(q.dtype if q is not None else dtype)
@@ -227,34 +246,36 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
             values: `[batch, heads, tokens, value_dim]`.
             strength: `[batch, heads, tokens]`, in [0, 1].
         """
-        return self.changed(held, keys, strength, *self.changes(held, keys, values, strength))
+        return self.changed(held, keys, strength, self.change(held, keys, values, strength))
 
-    def changed(self, held: Held, keys: Tensor, strength: Tensor, directions: Tensor, changes: Tensor) -> Held:
-        """Return what is held after what `changes` returned was added; arguments as there."""
-        matrix, turned = held.matrix.flatten(0, 1), directions.transpose(-1, -2).flatten(0, 1)
-        matrix = torch.baddbmm(matrix, turned, changes.flatten(0, 1))  # one pass less over M than a product and a sum
-        return Held(matrix.view_as(held.matrix), self._sketched(held.sketch, keys, strength))
+    def changed(self, held: Held, keys: Tensor, strength: Tensor, change: Change) -> Held:
+        """Return what is held after what `change` returned was added; arguments as in `written`."""
+        matrix, turned = held.matrix.flatten(0, 1), change.directions.transpose(-1, -2).flatten(0, 1)
+        matrix = torch.baddbmm(matrix, turned, change.values.flatten(0, 1))  # one pass less than a product and a sum
+        sketch = held.sketch
+        if sketch is not None and change.products is not None:
+            sketch = self._sketched(sketch, keys, strength, change.products)
+        return Held(matrix.view_as(held.matrix), sketch)
 
-    def changes(self, held: Held, keys: Tensor, values: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        """Return in which direction each token is written, its key less what stands there, and what it adds there.
+    def change(self, held: Held, keys: Tensor, values: Tensor, strength: Tensor) -> Change:
+        """Return how tokens change what is held; arguments as in `written`.
 
         Multiplied by b, the equations have a solution where a strength is 0 as well: nothing.
-
-        Args:
-            held: as in `written`, and so are the others.
-
-        Returns:
-            `[batch, heads, tokens, feature]` and `[batch, heads, tokens, value_dim]`.
         """
-        directions = keys
+        directions, products = keys, None
+        alike = keys @ keys.transpose(-1, -2)
         if held.sketch is not None:
-            sketch, turned = held.sketch, held.sketch.transpose(-1, -2)
-            known = torch.eye(sketch.shape[-2], dtype=sketch.dtype, device=sketch.device) + sketch @ turned
-            directions = keys - torch.linalg.solve(known, sketch @ keys.transpose(-1, -2)).transpose(-1, -2) @ sketch
+            sketch = held.sketch
+            kept, met = sketch @ sketch.transpose(-1, -2), sketch @ keys.transpose(-1, -2)
+            known = torch.eye(sketch.shape[-2], dtype=sketch.dtype, device=sketch.device) + kept
+            shares = torch.linalg.solve(known, met).transpose(-1, -2)
+            directions = keys - shares @ sketch
+            products = torch.cat([torch.cat([kept, met], -1), torch.cat([met.transpose(-1, -2), alike], -1)], -2)
+            alike = alike - shares @ met
         strength, alone = (x.unsqueeze(-1) for x in self._bounded(strength))
-        shared = strength * (keys @ directions.transpose(-1, -2)) + torch.diag_embed(alone.squeeze(-1))
+        shared = strength * alike + torch.diag_embed(alone.squeeze(-1))
         changes: Tensor = torch.linalg.solve(shared, strength * (values - keys @ held.matrix))
-        return directions, changes
+        return Change(directions, changes, products)
 
     def _bounded(self, strength: Tensor) -> tuple[Tensor, Tensor]:
         """Return strengths b below 1, and b d of each, 1 - b + r b (see the class)."""
@@ -262,14 +283,16 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         return strength, 1 - strength + self.options.ridge * strength
 
     @torch.no_grad()
-    def _sketched(self, sketch: Tensor | None, keys: Tensor, strength: Tensor) -> Tensor | None:
-        """Return the sketch after some tokens were written."""
-        if sketch is None:
-            return None
+    def _sketched(self, sketch: Tensor, keys: Tensor, strength: Tensor, products: Tensor) -> Tensor:
+        """Return the sketch after some tokens were written; products as in `Change`."""
         strength, alone = self._bounded(strength)
-        rows = torch.cat([sketch, (strength / alone).sqrt().unsqueeze(-1) * keys], dim=-2)
-        _, vectors = torch.linalg.eigh(rows @ rows.transpose(-1, -2))  # ascending
-        largest = vectors[..., -sketch.shape[-2] :].transpose(-1, -2) @ rows
+        weights = torch.cat([torch.ones_like(sketch[..., 0]), (strength / alone).sqrt()], dim=-1)
+        products = weights.unsqueeze(-1) * products * weights.unsqueeze(-2)
+        _, vectors = torch.linalg.eigh(products)  # ascending
+        known, new = (vectors[..., -sketch.shape[-2] :] * weights.unsqueeze(-1)).split(
+            [sketch.shape[-2], keys.shape[-2]], dim=-2
+        )
+        largest = known.transpose(-1, -2) @ sketch + new.transpose(-1, -2) @ keys
         return torch.where(largest.sum(-1, keepdim=True) < 0, -largest, largest)  # a sign says nothing, but differs
 
 
