@@ -160,7 +160,7 @@ def test_what_was_written_is_kept_from_what_is_written_later():
 
 
 def test_a_segment_without_a_strength_above_rounding_is_not_written(inputs, empty):
-    """Batches with a row that writes, and rows that do not, are as the loop says; what alone writes nothing is left."""
+    """Not in any row: M and sketch stay to the last bit. A row beside one that writes changes by rounding at most."""
     memory = build(sketch=6)
     first, then = (inputs(memory, batch=2, seq=2 * LENGTH) for _ in range(2))
     state = memory.scan(state=empty(memory, 2), **first)[1]

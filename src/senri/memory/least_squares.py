@@ -204,10 +204,7 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
                 finished = int(places.full.any(0).sum()) * length
                 keys, values, strength = (x[:, :, :finished] for x in laid)
                 self._watcher(Run(None, keys, values, strength.squeeze(-1)), held)
-            is_asking = not torch.compiler.is_compiling()  # once a call: a GPU must be waited for
-            strongest = laid[2].detach().unflatten(2, (-1, length)).amax(dim=(0, 1, 3, 4))
-            rows = places.full.sum(0) * (strongest > torch.finfo(dtype).eps)
-            rows_written = rows.tolist() if is_asking else [None] * places.full.shape[1]
+            rows_written = places.rows_written(laid[2])
             segments = zip(*(x.split(length, dim=2) for x in laid), strict=True)
             for number, (full, count, (key, value, beta_here)) in enumerate(
                 zip(places.full.unbind(1), rows_written, segments, strict=True)
@@ -252,10 +249,7 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         """Return what is held after what `change` returned was added; arguments as in `written`."""
         matrix, turned = held.matrix.flatten(0, 1), change.directions.transpose(-1, -2).flatten(0, 1)
         matrix = torch.baddbmm(matrix, turned, change.values.flatten(0, 1))  # one pass less than a product and a sum
-        sketch = held.sketch
-        if sketch is not None and change.products is not None:
-            sketch = self._sketched(sketch, keys, strength, change.products)
-        return Held(matrix.view_as(held.matrix), sketch)
+        return Held(matrix.view_as(held.matrix), self._sketched(held.sketch, keys, strength, change.products))
 
     def change(self, held: Held, keys: Tensor, values: Tensor, strength: Tensor) -> Change:
         """Return how tokens change what is held; arguments as in `written`.
@@ -283,8 +277,12 @@ class LeastSquaresMemory(WatchedWrites, CalibratedMemory):
         return strength, 1 - strength + self.options.ridge * strength
 
     @torch.no_grad()
-    def _sketched(self, sketch: Tensor, keys: Tensor, strength: Tensor, products: Tensor) -> Tensor:
+    def _sketched(
+        self, sketch: Tensor | None, keys: Tensor, strength: Tensor, products: Tensor | None
+    ) -> Tensor | None:
         """Return the sketch after some tokens were written; products as in `Change`."""
+        if sketch is None or products is None:
+            return None
         strength, alone = self._bounded(strength)
         weights = torch.cat([torch.ones_like(sketch[..., 0]), (strength / alone).sqrt()], dim=-1)
         products = weights.unsqueeze(-1) * products * weights.unsqueeze(-2)

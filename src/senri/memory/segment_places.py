@@ -1,5 +1,7 @@
 """SegmentPlaces: where the tokens of a call stand in segments of which the first may have begun before."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,3 +51,17 @@ class SegmentPlaces:
         """Return what stands in the unfinished segment, zeros behind it: `[batch, heads, length - 1, dim]`."""
         index = self._left[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
         return x.gather(2, index) * self._is_left[:, None, :, None]
+
+    def rows_written(self, strength: Tensor) -> Sequence[int | None]:
+        """Return to how many rows each segment is written: those in which it is full, or none where no strength is
+        above what its dtype rounds by; None where a compiled graph cannot ask.
+
+        Args:
+            strength: laid, `[batch, heads, segments * length, 1]`.
+        """
+        if torch.compiler.is_compiling():
+            return [None] * self.segments
+        strongest = strength.detach().unflatten(2, (-1, self.length)).amax(dim=(0, 1, 3, 4))
+        rows = self.full.sum(0) * (strongest > torch.finfo(strength.dtype).eps)
+        counts: list[int] = rows.tolist()  # once a call: a GPU must be waited for
+        return counts
