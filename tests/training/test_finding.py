@@ -138,6 +138,24 @@ def test_a_haystack_holds_what_is_asked_for(
     assert "passages" in kinds and len(kinds) > 3 and len(found) > 6 and ended
 
 
+def test_facts_stand_where_a_sentence_ends(haystacks: Any, bytes_tokenizer: Any) -> None:
+    made = haystacks()
+    for fact in made._facts:
+        said = bytes_tokenizer.decode(list(fact.ids))
+        around = said[:8] + said[-3:]  # as the text goes on there without it
+        assert said[7] == "." and around in RECALL_TEXT, said
+    inside = 0
+    for number in range(0, 30, 3):
+        drawn = made.draw(number, passages=False)
+        for _, begin in drawn.asked:
+            behind_another = begin > 0 and bool(drawn.hidden[begin - 1])
+            # Near the end of a stretch no other sentence may end.
+            no_more = "." not in bytes_tokenizer.decode(drawn.ids[begin:][~drawn.hidden[begin:]])
+            assert begin == 0 or behind_another or no_more or bytes_tokenizer.decode(drawn.ids[begin - 1]) == "."
+            inside += begin > 0 and not behind_another and not no_more
+    assert inside > 10
+
+
 @pytest.mark.parametrize("share", [0, 1])
 def test_groups_may_share_a_wording(haystacks: Any, bytes_tokenizer: Any, share: int) -> None:
     made = haystacks(alike_share=1, same_wording_share=share, kinds={"numbers": 1.0}, aftermath=7)

@@ -43,8 +43,8 @@ class HaystackConfig:
         window_tokens: with so many tokens, in turn. Behind less than the model's window its first token is attended to
             by all others, and states are others; behind little they are others still. So most have more, as in use, and
             some have less, as where a text begins.
-        neighbourhood: tokens of other text between such a stretch and a fact.
-        aftermath: tokens of plain text behind a fact that stand there with it: their states see it.
+        neighbourhood: tokens of other text between such a stretch and a fact, the last of them the end of a sentence.
+        aftermath: of the tokens behind that end, so many stand behind the fact with it: their states see it.
         questions: most of them about one text.
         question_context: tokens of plain text that stand before a question, in the loss finding.
         texts: pieces of plain text that go on, kept beside the questions.

@@ -1,7 +1,8 @@
 """Haystacks of the losses `finding` and `recall`: a stretch of text with facts in it, and many questions about it.
 
 What enters the memory's layer is kept: of the text by `FrozenBase`, of facts by `KeptRuns`. A fact's states are those
-after a window of other text, so that it can be put in anywhere.
+after a window of other text, so that it can be put in anywhere. It stands where a sentence of the text ends, as in use:
+states of what stands behind words torn from their sentence tell of that, and a memory would write what is behind them.
 """
 
 import random
@@ -17,6 +18,7 @@ from torch import Tensor
 from senri.data.facts import FactMaker, ask
 from senri.data.packing import tokens_of
 from senri.errors import SenriError
+from senri.evaluation.needle.text import SentenceEnds
 from senri.models.modeling_senri import SenriForCausalLM
 from senri.training.recall.config import LengthsConfig
 from senri.training.recall.haystack_config import HaystackConfig
@@ -127,6 +129,7 @@ class Haystacks:
                 "training.recall.haystacks.styles has chat, but the tokenizer has no chat template: set styles.chat to "
                 "0."
             )
+        self._ends_sentence = SentenceEnds(tokenizer)
         rng = random.Random(f"{seed}-finding")
         self._facts: list[Run] = []
         self._numbers = count()
@@ -160,7 +163,7 @@ class Haystacks:
         length = max(int(reach * rng.uniform(self._lengths.shortest_share, 1)), 1)
         start, asked_passages = self._start(length, rng) if passages else (self._anywhere(length, rng), [])
         facts = self._chosen(length, [max(self._config.hidden)] if most_facts else self._config.hidden, rng)
-        places = sorted(rng.randrange(length + 1) for _ in facts)
+        places = sorted(self._border(start + rng.randrange(length + 1), start + length) - start for _ in facts)
         states, ids, begins, columns = self._read(start, length, facts, places)
         hidden = torch.zeros(len(ids), dtype=torch.bool)
         for fact, begin in zip(facts, begins, strict=True):
@@ -226,8 +229,10 @@ class Haystacks:
         for fact in made:
             sentence = tokens_of(f" {fact.sentence}", self._tokenizer)
             group.append(len(self._facts))
-            before, behind = self._some(config.neighbourhood, rng), self._some(config.aftermath, rng)
-            self._facts.append(Run((*before, *sentence, *behind), config.neighbourhood))
+            last = self.tokens - config.aftermath
+            place = self._border(rng.randrange(config.neighbourhood, last), last)
+            before = self._ids(place - config.neighbourhood, config.neighbourhood)
+            self._facts.append(Run((*before, *sentence, *self._ids(place, config.aftermath)), config.neighbourhood))
             asked = []
             for style in config.draw_styles(rng):
                 if style == "chat":
@@ -272,6 +277,11 @@ class Haystacks:
 
     def _add(self, ids: Sequence[int], context: int, answer: int, points: Sequence[int], kind: int) -> Asked:
         return Asked(next(self._numbers), tuple(ids), context, answer, tuple(points), kind)
+
+    def _border(self, place: int, last: int) -> int:
+        """Return the first place of the text from `place` to `last` that a sentence ends before, or else `place`."""
+        borders = (at for at in range(max(place, 1), last + 1) if self._ends_sentence(self._ids(at - 1, 1)[0]))
+        return next(borders, place)
 
     def _some(self, count: int, rng: random.Random) -> list[int]:
         """Return some tokens of the text."""
