@@ -1,8 +1,8 @@
 """Haystacks of the losses `finding` and `recall`: a stretch of text with facts in it, and many questions about it.
 
 What enters the memory's layer is kept: of the text by `FrozenBase`, of facts by `KeptRuns`. A fact's states are those
-after a window of other text, so that it can be put in anywhere. It stands where a sentence of the text ends, as in use:
-states of what stands behind words torn from their sentence tell of that, and a memory would write what is behind them.
+after a window of other text, so that it can be put in wherever a sentence of the text ends, as in use. Words torn from
+their sentence would tell of the fact behind them, and the memory would learn to write what follows such words.
 """
 
 import random
